@@ -1,0 +1,88 @@
+/* Where bytes come from: open, read, close. One reader thread at a time; `cancel` may come from any thread. */
+#ifndef OTA_SOURCE_SOURCE_H
+#define OTA_SOURCE_SOURCE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/status.h"
+#include "port/port.h"
+
+#define OTA_SIZE_UNKNOWN UINT64_MAX
+
+typedef struct ota_source ota_source;
+
+/* What opening found out. */
+typedef struct ota_source_info {
+    uint64_t size;          /* total bytes of the whole object, whatever the offset; OTA_SIZE_UNKNOWN: not told */
+    uint64_t offset;        /* where the bytes really begin: the offset asked for, or 0 when it had to start over */
+    char entity_tag[128];   /* strong entity tag (RFC 9110, 8.8.3) as sent, with quotes; "": none, weak or too long */
+} ota_source_info;
+
+typedef struct ota_source_ops {
+    /* Makes the bytes from `offset` on available and fills `info`. A source that cannot start there starts at 0 and says
+     * so in info->offset. */
+    ota_status (*open)(ota_source *source, uint64_t offset, ota_source_info *info, ota_error *error);
+    /* Waits for data; stores 1 to `capacity` bytes. OTA_OK with *len > 0, or OTA_DONE with *len == 0 at the end of a
+     * complete object. An early end is an error, never OTA_DONE. */
+    ota_status (*read)(ota_source *source, void *buf, size_t capacity, size_t *len, ota_error *error);
+    /* Makes a waiting and every later call return OTA_ERR_CANCELLED promptly. Any thread. */
+    void (*cancel)(ota_source *source);
+    /* Ends the use begun by open; open may follow again. */
+    void (*close)(ota_source *source);
+    void (*free)(ota_source *source);
+} ota_source_ops;
+
+struct ota_source {
+    const ota_source_ops *ops;
+    uint64_t bytes_read; /* body bytes handed out since it was made; only the reader thread writes it */
+    uint64_t requests;   /* HTTP requests sent, or opens */
+};
+
+void ota_source_free(ota_source **source);
+
+/* ---- HTTPS: source_http.c ----------------------------------------------------------------------------------------
+ * One object by HTTP(S) GET with libcurl. Strings are copied. */
+typedef struct ota_http_options {
+    const char *url;                /* https://..., or http://... with allow_http */
+    const char *ca_file;            /* PEM bundle to trust; NULL: the system's */
+    const char *ca_pem;             /* PEM text to trust in place of ca_file; NULL: none */
+    const char *client_cert_file;   /* PEM; NULL: none */
+    const char *client_key_file;    /* PEM; NULL: none */
+    const char *proxy;              /* as libcurl takes it; NULL: from the environment; "": none */
+    const char *user_agent;         /* NULL: "rmaker-ota/<version>" */
+    const char *entity_tag;         /* for If-Range when resuming; NULL or "": none */
+    const char *connect_to;         /* "HOST:PORT:CONNECT-TO-HOST:CONNECT-TO-PORT" as libcurl takes it; NULL: none */
+    bool allow_http;                /* plain http is refused unless set */
+    bool skip_common_name_check;    /* the certificate is checked, the host name is not */
+    uint32_t connect_timeout_ms;    /* 0: 5000 */
+    uint32_t stall_timeout_ms;      /* longest wait without a byte; 0: 60000 */
+    uint64_t deadline_ms;           /* for everything from open on; 0: none */
+    uint64_t max_bytes_per_s;       /* 0: no limit */
+    uint32_t max_redirects;         /* 0: 10 */
+} ota_http_options;
+
+ota_status ota_source_http_new(const ota_http_options *options, ota_source **out, ota_error *error);
+
+/* ---- Files and descriptors: source_file.c ------------------------------------------------------------------------ */
+ota_status ota_source_file_new(const char *path, ota_source **out, ota_error *error);
+/* Reads from an open descriptor (a pipe, standard input, a file), which stays the caller's. Not seekable: an offset above 0
+ * starts over, so info->offset is 0. */
+ota_status ota_source_fd_new(int fd, ota_source **out, ota_error *error);
+
+/* ---- Bytes in memory, and bytes handed in by the caller: source_push.c ------------------------------------------- */
+/* `data` must live until the source is freed. */
+ota_status ota_source_memory_new(const void *data, size_t len, ota_source **out, ota_error *error);
+/* A bounded pipe of `capacity` bytes; size may be OTA_SIZE_UNKNOWN; `offset` is where the pushed bytes begin. */
+ota_status ota_source_push_new(size_t capacity, uint64_t size, ota_source **out, ota_error *error);
+/* Writer side, one other thread. Waits while the pipe is full. OTA_ERR_CANCELLED once the reader is gone. */
+ota_status ota_source_push_write(ota_source *source, const void *data, size_t len, ota_error *error);
+/* Waits until the reader took everything written and asked for more, or is gone (OTA_ERR_CANCELLED). */
+ota_status ota_source_push_drain(ota_source *source, ota_error *error);
+/* No more bytes: the reader gets OTA_DONE. */
+void ota_source_push_end(ota_source *source);
+/* The reader gets this error in place of more bytes. */
+void ota_source_push_fail(ota_source *source, const ota_error *error);
+
+#endif
