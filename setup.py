@@ -70,7 +70,7 @@ def extension() -> Extension:
 
 def main() -> None:
     os.chdir(HERE)
-    from Cython.Build import cythonize  # noqa: PLC0415 - only the build needs it
+    from Cython.Build import cythonize
 
     setup(
         ext_modules=cythonize(

@@ -1,8 +1,8 @@
 """What a target offers: slots, a boot choice, and a sink for the slot that is not running.
 
-Terms: a *slot* is a place an image can be installed to; an *image* is what is written to a slot; the *running* slot is the
-one whose image runs now; the *next* slot is the one an update goes to. A new image is *pending verify* until somebody
-confirms it (``mark_valid``), or it is *rolled back* (``mark_invalid``).
+Terms: a *slot* is a place an image can be installed to; an *image* is what is written to a slot; the *running* slot is
+the one whose image runs now; the *next* slot is the one an update goes to. A new image is *pending verify* until
+somebody confirms it (``mark_valid``), or it is *rolled back* (``mark_invalid``).
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class Target(ABC):
 
     @abstractmethod
     def restart(self) -> BootReport:
-        """Chooses the slot to boot as the boot loader would, with all it writes; the running slot is that one from now on."""
+        """Chooses the slot to boot as the boot loader would, with all it writes; that one is the running slot from then."""
 
     def verify_image_rules(self) -> dict[str, int]:
         """Keyword arguments for the engine's ESP image verifier; empty where images are not ESP images."""

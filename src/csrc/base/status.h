@@ -10,64 +10,64 @@
 #include <stdint.h>
 
 /*      name               number  esp_err_t  text */
-#define OTA_STATUS_LIST(X)                                                                                   \
-    X(OK, 0, 0, "go on")                                                                                     \
-    X(DONE, 1, 0, "complete")                                                                                \
-    X(ERR_ARGUMENT, -1, 0x102, "an argument is out of range")                                                \
-    X(ERR_NO_MEMORY, -2, 0x101, "out of memory")                                                             \
-    X(ERR_STATE, -3, 0x103, "not allowed in this state")                                                     \
-    X(ERR_CANCELLED, -4, -1, "cancelled")                                                                    \
-    X(ERR_CALLBACK, -5, -1, "a callback failed")                                                             \
-    X(ERR_DEADLINE, -6, 0x107, "the overall deadline passed")                                                \
-    X(ERR_STALLED, -7, 0x107, "no data arrived for the stall time-out")                                      \
-    X(ERR_SYSTEM, -8, -1, "the operating system reported an error")                                          \
-    X(ERR_NO_SPACE, -9, 0x104, "no space left on the device")                                                \
-    X(ERR_READ_ONLY, -10, -1, "the target is read-only")                                                     \
-    X(ERR_BUSY, -11, 0x103, "the target is in use")                                                          \
-    X(ERR_NOT_FOUND, -12, 0x105, "not found")                                                                \
-    X(ERR_TOO_LARGE, -13, 0x104, "the image does not fit")                                                   \
-    X(ERR_UNSUPPORTED, -14, 0x106, "not supported")                                                          \
-    X(ERR_REJECTED, -15, -1, "the image was refused before anything was written")                            \
-    X(ERR_PERMISSION, -16, -1, "permission denied")                                                          \
-    X(ERR_SHORT_WRITE, -17, -1, "the device took fewer bytes than it was given")                             \
-    X(ERR_READ_BACK, -18, 0x1503, "what was read back is not what was written")                              \
-    X(ERR_NOT_RESUMABLE, -19, 0x103, "what is on the slot does not belong to the resume record")             \
-    X(ERR_HTTP_CONNECT, -20, 0x7002, "the server could not be reached")                                      \
-    X(ERR_HTTP_RESOLVE, -21, 0x7002, "the host name could not be resolved")                                  \
-    X(ERR_HTTP_TLS, -22, 0x7002, "the TLS handshake or the server's certificate failed")                     \
-    X(ERR_HTTP_STATUS, -23, -1, "the server answered with an error status")                                  \
-    X(ERR_HTTP_REDIRECT, -24, 0x7001, "too many redirects, or one without a usable target")                  \
-    X(ERR_HTTP_DOWNGRADE, -25, 0x700D, "a redirect from https to http was refused")                          \
-    X(ERR_HTTP_CLOSED, -26, -1, "the connection closed before the whole body arrived")                       \
-    X(ERR_HTTP_NOT_MODIFIED, -27, 0x7009, "the server answered 304 not modified")                            \
-    X(ERR_HTTP_PROTOCOL, -28, 0x7004, "the server's answer could not be understood")                         \
-    X(ERR_HTTP_RANGE, -29, 0x700A, "the server answered another range than the one asked for")               \
-    X(ERR_HTTP_INSECURE, -30, 0x102, "a plain http URL is not allowed")                                      \
-    X(ERR_HTTP_URL, -31, 0x102, "the URL cannot be used")                                                    \
-    X(ERR_HTTP_CONNECT_TIMEOUT, -32, 0x7002, "the server did not accept the connection in time")             \
-    X(ERR_HTTP_NO_RESPONSE, -33, 0x7004, "the server closed the connection without an answer")               \
-    X(ERR_INCOMPLETE, -40, -1, "the input ended before it was complete")                                     \
-    X(ERR_SIZE, -41, 0x1503, "the size differs from the announced one")                                      \
-    X(ERR_SHA256, -42, 0x1503, "the SHA-256 digest differs from the expected one")                           \
-    X(ERR_MD5, -43, 0x1503, "the MD5 digest differs from the announced one")                                 \
-    X(ERR_COMPRESSED_DATA, -44, -1, "the compressed data is damaged")                                        \
-    X(ERR_EXPANSION, -45, 0x104, "the compressed data expands beyond the limit")                             \
-    X(ERR_IMAGE_MAGIC, -50, 0x1503, "the image magic byte is wrong")                                         \
-    X(ERR_IMAGE_STRUCTURE, -51, 0x1503, "the image structure is not valid")                                  \
-    X(ERR_IMAGE_CHECKSUM, -52, 0x1503, "the image checksum is wrong")                                        \
-    X(ERR_IMAGE_HASH, -53, 0x1503, "the appended image hash is wrong")                                       \
-    X(ERR_IMAGE_DESCRIPTOR, -54, -1, "the image has no app descriptor")                                      \
-    X(ERR_IMAGE_CHIP, -55, 0x10A, "the image is for another chip")                                           \
-    X(ERR_IMAGE_REVISION, -56, 0x10A, "the image is for another chip revision")                              \
-    X(ERR_IMAGE_FLASH_MODE, -57, 0x1508, "the image is for another SPI flash mode")                          \
-    X(ERR_PARTITION_TABLE, -60, -1, "the partition table is not valid")                                      \
-    X(ERR_OTADATA, -61, 0x1502, "otadata is not valid")                                                      \
-    X(ERR_NVS, -62, -1, "the NVS partition is not valid")                                                    \
-    X(ERR_NVS_FULL, -63, -1, "the NVS partition is full")                                                    \
-    X(ERR_SLOT_RUNNING, -64, 0x1501, "the slot is the running one")                                          \
-    X(ERR_PENDING_VERIFY, -65, 0x1506, "the running image is not confirmed yet")                             \
-    X(ERR_SECURE_VERSION, -66, 0x1504, "the image's secure version is too small")                            \
-    X(ERR_ROLLBACK, -67, 0x1505, "there is no image to roll back to")                                        \
+#define OTA_STATUS_LIST(X)                                                                                             \
+    X(OK, 0, 0, "go on")                                                                                               \
+    X(DONE, 1, 0, "complete")                                                                                          \
+    X(ERR_ARGUMENT, -1, 0x102, "an argument is out of range")                                                          \
+    X(ERR_NO_MEMORY, -2, 0x101, "out of memory")                                                                       \
+    X(ERR_STATE, -3, 0x103, "not allowed in this state")                                                               \
+    X(ERR_CANCELLED, -4, -1, "cancelled")                                                                              \
+    X(ERR_CALLBACK, -5, -1, "a callback failed")                                                                       \
+    X(ERR_DEADLINE, -6, 0x107, "the overall deadline passed")                                                          \
+    X(ERR_STALLED, -7, 0x107, "no data arrived for the stall time-out")                                                \
+    X(ERR_SYSTEM, -8, -1, "the operating system reported an error")                                                    \
+    X(ERR_NO_SPACE, -9, 0x104, "no space left on the device")                                                          \
+    X(ERR_READ_ONLY, -10, -1, "the target is read-only")                                                               \
+    X(ERR_BUSY, -11, 0x103, "the target is in use")                                                                    \
+    X(ERR_NOT_FOUND, -12, 0x105, "not found")                                                                          \
+    X(ERR_TOO_LARGE, -13, 0x104, "the image does not fit")                                                             \
+    X(ERR_UNSUPPORTED, -14, 0x106, "not supported")                                                                    \
+    X(ERR_REJECTED, -15, -1, "the image was refused before anything was written")                                      \
+    X(ERR_PERMISSION, -16, -1, "permission denied")                                                                    \
+    X(ERR_SHORT_WRITE, -17, -1, "the device took fewer bytes than it was given")                                       \
+    X(ERR_READ_BACK, -18, 0x1503, "what was read back is not what was written")                                        \
+    X(ERR_NOT_RESUMABLE, -19, 0x103, "what is on the slot does not belong to the resume record")                       \
+    X(ERR_HTTP_CONNECT, -20, 0x7002, "the server could not be reached")                                                \
+    X(ERR_HTTP_RESOLVE, -21, 0x7002, "the host name could not be resolved")                                            \
+    X(ERR_HTTP_TLS, -22, 0x7002, "the TLS handshake or the server's certificate failed")                               \
+    X(ERR_HTTP_STATUS, -23, -1, "the server answered with an error status")                                            \
+    X(ERR_HTTP_REDIRECT, -24, 0x7001, "too many redirects, or one without a usable target")                            \
+    X(ERR_HTTP_DOWNGRADE, -25, 0x700D, "a redirect from https to http was refused")                                    \
+    X(ERR_HTTP_CLOSED, -26, -1, "the connection closed before the whole body arrived")                                 \
+    X(ERR_HTTP_NOT_MODIFIED, -27, 0x7009, "the server answered 304 not modified")                                      \
+    X(ERR_HTTP_PROTOCOL, -28, 0x7004, "the server's answer could not be understood")                                   \
+    X(ERR_HTTP_RANGE, -29, 0x700A, "the server answered another range than the one asked for")                         \
+    X(ERR_HTTP_INSECURE, -30, 0x102, "a plain http URL is not allowed")                                                \
+    X(ERR_HTTP_URL, -31, 0x102, "the URL cannot be used")                                                              \
+    X(ERR_HTTP_CONNECT_TIMEOUT, -32, 0x7002, "the server did not accept the connection in time")                       \
+    X(ERR_HTTP_NO_RESPONSE, -33, 0x7004, "the server closed the connection without an answer")                         \
+    X(ERR_INCOMPLETE, -40, -1, "the input ended before it was complete")                                               \
+    X(ERR_SIZE, -41, 0x1503, "the size differs from the announced one")                                                \
+    X(ERR_SHA256, -42, 0x1503, "the SHA-256 digest differs from the expected one")                                     \
+    X(ERR_MD5, -43, 0x1503, "the MD5 digest differs from the announced one")                                           \
+    X(ERR_COMPRESSED_DATA, -44, -1, "the compressed data is damaged")                                                  \
+    X(ERR_EXPANSION, -45, 0x104, "the compressed data expands beyond the limit")                                       \
+    X(ERR_IMAGE_MAGIC, -50, 0x1503, "the image magic byte is wrong")                                                   \
+    X(ERR_IMAGE_STRUCTURE, -51, 0x1503, "the image structure is not valid")                                            \
+    X(ERR_IMAGE_CHECKSUM, -52, 0x1503, "the image checksum is wrong")                                                  \
+    X(ERR_IMAGE_HASH, -53, 0x1503, "the appended image hash is wrong")                                                 \
+    X(ERR_IMAGE_DESCRIPTOR, -54, -1, "the image has no app descriptor")                                                \
+    X(ERR_IMAGE_CHIP, -55, 0x10A, "the image is for another chip")                                                     \
+    X(ERR_IMAGE_REVISION, -56, 0x10A, "the image is for another chip revision")                                        \
+    X(ERR_IMAGE_FLASH_MODE, -57, 0x1508, "the image is for another SPI flash mode")                                    \
+    X(ERR_PARTITION_TABLE, -60, -1, "the partition table is not valid")                                                \
+    X(ERR_OTADATA, -61, 0x1502, "otadata is not valid")                                                                \
+    X(ERR_NVS, -62, -1, "the NVS partition is not valid")                                                              \
+    X(ERR_NVS_FULL, -63, -1, "the NVS partition is full")                                                              \
+    X(ERR_SLOT_RUNNING, -64, 0x1501, "the slot is the running one")                                                    \
+    X(ERR_PENDING_VERIFY, -65, 0x1506, "the running image is not confirmed yet")                                       \
+    X(ERR_SECURE_VERSION, -66, 0x1504, "the image's secure version is too small")                                      \
+    X(ERR_ROLLBACK, -67, 0x1505, "there is no image to roll back to")                                                  \
     X(ERR_NOT_BOOTABLE, -68, -1, "no slot holds an image that boots")
 
 typedef enum ota_status {
@@ -77,14 +77,14 @@ typedef enum ota_status {
 } ota_status;
 
 /* Where in the flow something happened. Numbers are pinned as those of statuses are. */
-#define OTA_STAGE_LIST(X)                                                                        \
-    X(NONE, 0, "none")                                                                           \
-    X(SOURCE, 1, "source")                                                                       \
-    X(TRANSFORM, 2, "transform")                                                                 \
-    X(VERIFY, 3, "verify")                                                                       \
-    X(SINK, 4, "sink")                                                                           \
-    X(HEADER, 5, "header")                                                                       \
-    X(COMMIT, 6, "commit")                                                                       \
+#define OTA_STAGE_LIST(X)                                                                                              \
+    X(NONE, 0, "none")                                                                                                 \
+    X(SOURCE, 1, "source")                                                                                             \
+    X(TRANSFORM, 2, "transform")                                                                                       \
+    X(VERIFY, 3, "verify")                                                                                             \
+    X(SINK, 4, "sink")                                                                                                 \
+    X(HEADER, 5, "header")                                                                                             \
+    X(COMMIT, 6, "commit")                                                                                             \
     X(TARGET, 7, "target")
 
 typedef enum ota_stage {

@@ -19,21 +19,22 @@ enum {
     OTA_FAULT_READ = 1 << 0,
     OTA_FAULT_WRITE = 1 << 1,
     OTA_FAULT_SYNC = 1 << 2,
-    OTA_FAULT_ERASE = 1 << 3, /* flash only; an erase reaches the file as one or more writes, which are not counted too */
-    OTA_FAULT_OPEN = 1 << 4,  /* open, size and close of a file */
+    OTA_FAULT_ERASE =
+        1 << 3, /* flash only; an erase reaches the file as one or more writes, which are not counted too */
+    OTA_FAULT_OPEN = 1 << 4, /* open, size and close of a file */
 };
 
 typedef struct ota_fault {
-    uint32_t ops;          /* OTA_FAULT_*: which operations are counted; 0: all of them */
-    uint64_t after;        /* so many counted operations succeed first */
-    uint64_t count;        /* so many fail then; 0: none. Ignored when power_cut is set */
-    int errnum;            /* what the failing ones report; 0: EIO */
-    uint64_t reaches;      /* count only operations whose last byte lies beyond this offset; 0: every one */
-    bool power_cut;        /* operation number `after` (from 0) is cut: torn_len bytes of it take effect, it and everything
+    uint32_t ops;      /* OTA_FAULT_*: which operations are counted; 0: all of them */
+    uint64_t after;    /* so many counted operations succeed first */
+    uint64_t count;    /* so many fail then; 0: none. Ignored when power_cut is set */
+    int errnum;        /* what the failing ones report; 0: EIO */
+    uint64_t reaches;  /* count only operations whose last byte lies beyond this offset; 0: every one */
+    bool power_cut;    /* operation number `after` (from 0) is cut: torn_len bytes of it take effect, it and everything
                               after it, reads included, fail with EIO */
-    uint64_t torn_len;     /* bytes of the cut write, program or erase that still reach the medium */
-    uint64_t seen;         /* out: counted operations so far, failed ones included */
-    bool lost;             /* out: power is gone */
+    uint64_t torn_len; /* bytes of the cut write, program or erase that still reach the medium */
+    uint64_t seen;     /* out: counted operations so far, failed ones included */
+    bool lost;         /* out: power is gone */
 } ota_fault;
 
 /* ---- Files and block devices ------------------------------------------------------------------------------------- */
@@ -55,21 +56,22 @@ typedef struct ota_file_ops {
 
 struct ota_file {
     const ota_file_ops *ops;
-    uint64_t size;      /* bytes when opened; of a block device its capacity */
-    uint32_t align;     /* multiple that buffer address, len and offset of direct writes must keep; 1: buffered */
-    bool is_block;      /* a block device: cannot grow */
-    bool is_direct;     /* writes go around the page cache */
-    ota_fault *fault;   /* NULL: none */
+    uint64_t size;    /* bytes when opened; of a block device its capacity */
+    uint32_t align;   /* multiple that buffer address, len and offset of direct writes must keep; 1: buffered */
+    bool is_block;    /* a block device: cannot grow */
+    bool is_direct;   /* writes go around the page cache */
+    ota_fault *fault; /* NULL: none */
     uint64_t reads, writes, syncs; /* system calls made */
     uint64_t bytes_read, bytes_written;
 };
 
 enum {
     OTA_FILE_READ = 0,
-    OTA_FILE_WRITE = 1 << 0,     /* read and write */
-    OTA_FILE_CREATE = 1 << 1,    /* make it when it is missing (mode 0600) and sync its directory */
-    OTA_FILE_DIRECT = 1 << 2,    /* around the page cache; falls back to buffered writes where that is not possible */
-    OTA_FILE_EXCLUSIVE = 1 << 3, /* a block device is opened with O_EXCL, a regular file is locked against other writers;
+    OTA_FILE_WRITE = 1 << 0,  /* read and write */
+    OTA_FILE_CREATE = 1 << 1, /* make it when it is missing (mode 0600) and sync its directory */
+    OTA_FILE_DIRECT = 1 << 2, /* around the page cache; falls back to buffered writes where that is not possible */
+    OTA_FILE_EXCLUSIVE =
+        1 << 3, /* a block device is opened with O_EXCL, a regular file is locked against other writers;
                                     EBUSY when somebody has it */
 };
 

@@ -63,11 +63,12 @@ ota_status ota_sink_file_new(const ota_sink_file_options *options, ota_sink **ou
 
 /* ---- App slot in flash: sink_flash.c ------------------------------------------------------------------------------ */
 typedef struct ota_sink_flash_options {
-    ota_flash *flash;   /* borrowed, must outlive the sink */
-    uint64_t offset;    /* of the slot, multiple of OTA_FLASH_SECTOR */
-    uint64_t size;      /* of the slot, bytes */
-    bool rewrite_same;  /* erase and program sectors even when they hold the right bytes already */
-    ota_status (*begin)(void *user, ota_error *error);  /* before the first erase: drop the slot's boot entry; NULL: nothing */
+    ota_flash *flash;  /* borrowed, must outlive the sink */
+    uint64_t offset;   /* of the slot, multiple of OTA_FLASH_SECTOR */
+    uint64_t size;     /* of the slot, bytes */
+    bool rewrite_same; /* erase and program sectors even when they hold the right bytes already */
+    ota_status (*begin)(void *user,
+                        ota_error *error); /* before the first erase: drop the slot's boot entry; NULL: nothing */
     ota_status (*commit)(void *user, ota_error *error); /* choose the slot for the next boot; NULL: nothing */
     void *user;
 } ota_sink_flash_options;

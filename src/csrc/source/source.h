@@ -15,9 +15,9 @@ typedef struct ota_source ota_source;
 
 /* What opening found out. */
 typedef struct ota_source_info {
-    uint64_t size;          /* total bytes of the whole object, whatever the offset; OTA_SIZE_UNKNOWN: not told */
-    uint64_t offset;        /* where the bytes really begin: the offset asked for, or 0 when it had to start over */
-    char entity_tag[128];   /* strong entity tag (RFC 9110, 8.8.3) as sent, with quotes; "": none, weak or too long */
+    uint64_t size;        /* total bytes of the whole object, whatever the offset; OTA_SIZE_UNKNOWN: not told */
+    uint64_t offset;      /* where the bytes really begin: the offset asked for, or 0 when it had to start over */
+    char entity_tag[128]; /* strong entity tag (RFC 9110, 8.8.3) as sent, with quotes; "": none, weak or too long */
 } ota_source_info;
 
 typedef struct ota_source_ops {
@@ -45,22 +45,22 @@ void ota_source_free(ota_source **source);
 /* ---- HTTPS: source_http.c ----------------------------------------------------------------------------------------
  * One object by HTTP(S) GET with libcurl. Strings are copied. */
 typedef struct ota_http_options {
-    const char *url;                /* https://..., or http://... with allow_http */
-    const char *ca_file;            /* PEM bundle to trust; NULL: the system's */
-    const char *ca_pem;             /* PEM text to trust in place of ca_file; NULL: none */
-    const char *client_cert_file;   /* PEM; NULL: none */
-    const char *client_key_file;    /* PEM; NULL: none */
-    const char *proxy;              /* as libcurl takes it; NULL: from the environment; "": none */
-    const char *user_agent;         /* NULL: "rmaker-ota/<version>" */
-    const char *entity_tag;         /* for If-Range when resuming; NULL or "": none */
-    const char *connect_to;         /* "HOST:PORT:CONNECT-TO-HOST:CONNECT-TO-PORT" as libcurl takes it; NULL: none */
-    bool allow_http;                /* plain http is refused unless set */
-    bool skip_common_name_check;    /* the certificate is checked, the host name is not */
-    uint32_t connect_timeout_ms;    /* 0: 5000 */
-    uint32_t stall_timeout_ms;      /* longest wait without a byte; 0: 60000 */
-    uint64_t deadline_ms;           /* for everything from open on; 0: none */
-    uint64_t max_bytes_per_s;       /* 0: no limit */
-    uint32_t max_redirects;         /* 0: 10 */
+    const char *url;              /* https://..., or http://... with allow_http */
+    const char *ca_file;          /* PEM bundle to trust; NULL: the system's */
+    const char *ca_pem;           /* PEM text to trust in place of ca_file; NULL: none */
+    const char *client_cert_file; /* PEM; NULL: none */
+    const char *client_key_file;  /* PEM; NULL: none */
+    const char *proxy;            /* as libcurl takes it; NULL: from the environment; "": none */
+    const char *user_agent;       /* NULL: "rmaker-ota/<version>" */
+    const char *entity_tag;       /* for If-Range when resuming; NULL or "": none */
+    const char *connect_to;       /* "HOST:PORT:CONNECT-TO-HOST:CONNECT-TO-PORT" as libcurl takes it; NULL: none */
+    bool allow_http;              /* plain http is refused unless set */
+    bool skip_common_name_check;  /* the certificate is checked, the host name is not */
+    uint32_t connect_timeout_ms;  /* 0: 5000 */
+    uint32_t stall_timeout_ms;    /* longest wait without a byte; 0: 60000 */
+    uint64_t deadline_ms;         /* for everything from open on; 0: none */
+    uint64_t max_bytes_per_s;     /* 0: no limit */
+    uint32_t max_redirects;       /* 0: 10 */
 } ota_http_options;
 
 ota_status ota_source_http_new(const ota_http_options *options, ota_source **out, ota_error *error);

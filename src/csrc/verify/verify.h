@@ -42,13 +42,13 @@ ota_status ota_verify_size_new(uint64_t expected, ota_verify **out, ota_error *e
 
 /* ---- ESP app image: verify_image.c ------------------------------------------------------------------------------- */
 typedef struct ota_image_rules {
-    uint32_t chip_id;          /* OTA_ESP_CHIP_ANY (0xFFFFFFFF): not checked */
-    uint32_t chip_revision;    /* major * 100 + minor; 0xFFFFFFFF: not checked */
+    uint32_t chip_id;              /* OTA_ESP_CHIP_ANY (0xFFFFFFFF): not checked */
+    uint32_t chip_revision;        /* major * 100 + minor; 0xFFFFFFFF: not checked */
     uint32_t efuse_block_revision; /* 0xFFFFFFFF: not checked */
-    bool ignore_max_revision;  /* the eFuse "disable wafer version major" */
-    uint64_t slot_size;        /* the image must fit; 0: not checked */
-    uint8_t spi_flash_mode;    /* of the running app; 0: not checked */
-    bool bytes_after_allowed;  /* bytes behind the image (padding, 0xFF) are accepted, as a device does */
+    bool ignore_max_revision;      /* the eFuse "disable wafer version major" */
+    uint64_t slot_size;            /* the image must fit; 0: not checked */
+    uint8_t spi_flash_mode;        /* of the running app; 0: not checked */
+    bool bytes_after_allowed;      /* bytes behind the image (padding, 0xFF) are accepted, as a device does */
 } ota_image_rules;
 
 #define OTA_ESP_CHIP_ANY 0xFFFFFFFFu
