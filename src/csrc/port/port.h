@@ -32,10 +32,15 @@ typedef struct ota_fault {
     uint64_t reaches;  /* count only operations whose last byte lies beyond this offset; 0: every one */
     bool power_cut;    /* operation number `after` (from 0) is cut: torn_len bytes of it take effect, it and everything
                               after it, reads included, fail with EIO */
-    uint64_t torn_len; /* bytes of the cut write, program or erase that still reach the medium */
+    uint64_t torn_len; /* bytes of a cut or failing write, program or erase that still reach the medium */
     uint64_t seen;     /* out: counted operations so far, failed ones included */
-    bool lost;         /* out: power is gone */
+    bool lost;         /* out: power is gone; nothing is counted any more */
 } ota_fault;
+
+/* Asks the plan about one operation on [offset, offset + len), before it is done; counts it. Sync, open and close pass 0, 0
+ * (so they are not counted when `reaches` is set). 0: do all of it, `*take` is len. Otherwise an errno: do the first `*take`
+ * bytes of it (0 for what has no bytes, and for a read), then report that errno. `fault` may be NULL: always 0. */
+int ota_fault_check(ota_fault *fault, uint32_t op, uint64_t offset, uint64_t len, uint64_t *take);
 
 /* ---- Files and block devices ------------------------------------------------------------------------------------- */
 
