@@ -31,8 +31,8 @@
         └── DataError             ERR_INCOMPLETE, ERR_COMPRESSED_DATA, ERR_EXPANSION  (also ValueError)
 
 Every `OtaError` carries ``status`` (name in the C table, ``"ERR_IMAGE_CHIP"``), ``esp_err`` (int), ``stage``
-(``"source"``, ``"sink"``, ...), ``offset`` (bytes from the start of the image) and ``device_code`` (errno, HTTP status, 0
-for none).
+(``"source"``, ``"sink"``, ...), ``offset`` (bytes from the start of the image) and ``device_code`` (errno, HTTP status,
+0 for none).
 """
 
 from __future__ import annotations

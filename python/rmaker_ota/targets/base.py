@@ -116,7 +116,7 @@ class Target(ABC):
 
     @abstractmethod
     def restart(self) -> BootReport:
-        """Chooses the slot to boot as the boot loader would, with all it writes; that one is the running slot from then."""
+        """Chooses the slot to boot as the boot loader would, with all it writes; that is the running slot from then."""
 
     def verify_image_rules(self) -> dict[str, int]:
         """Keyword arguments for the engine's ESP image verifier; empty where images are not ESP images."""
