@@ -113,6 +113,26 @@ struct ota_flash {
 ota_status ota_port_flash_file_open(const char *path, bool read_only, ota_fault *fault, ota_flash **out,
                                     ota_error *error);
 
+/* ---- Streams -----------------------------------------------------------------------------------------------------
+ * What is read once from front to back: a regular file, a block device, a pipe, a socket, standard input. One reader
+ * thread; `wake` may come from any thread. */
+
+typedef struct ota_stream ota_stream;
+
+/* Opens `path` for reading. A FIFO is opened without waiting for its writer; the first read waits. EISDIR for a directory. */
+int ota_port_stream_open(const char *path, ota_stream **out);
+/* Borrows an open descriptor, which stays the caller's and keeps its flags. */
+int ota_port_stream_borrow(int fd, ota_stream **out);
+/* Bytes from where the stream stood when it was made to its end; UINT64_MAX: cannot be known (a pipe, or an empty regular
+ * file, as those of /proc look). */
+uint64_t ota_port_stream_size(const ota_stream *stream);
+/* Goes to `offset`, counted from where the stream stood when it was made. ESPIPE where that is not possible. */
+int ota_port_stream_seek(ota_stream *stream, uint64_t offset);
+/* Waits for data and stores up to `len` bytes; *got == 0 at the end. ECANCELED, now and ever after, once woken. */
+int ota_port_stream_read(ota_stream *stream, void *buf, size_t len, size_t *got);
+void ota_port_stream_wake(ota_stream *stream);
+void ota_port_stream_close(ota_stream **stream);
+
 /* ---- Clock ------------------------------------------------------------------------------------------------------- */
 
 typedef struct ota_clock {

@@ -1,4 +1,7 @@
-/* Where bytes come from: open, read, close. One reader thread at a time; `cancel` may come from any thread. */
+/* Where bytes come from: open, read, close. One reader thread at a time; `cancel` may come from any thread.
+ *
+ * The first error after an open is kept and repeated by every later read until the source is closed; a cancelled source
+ * stays cancelled for good, so a cancel that comes before open is not lost. */
 #ifndef OTA_SOURCE_SOURCE_H
 #define OTA_SOURCE_SOURCE_H
 
@@ -22,7 +25,7 @@ typedef struct ota_source_info {
 
 typedef struct ota_source_ops {
     /* Makes the bytes from `offset` on available and fills `info`. A source that cannot start there starts at 0 and says
-     * so in info->offset. */
+     * so in info->offset. OTA_ERR_STATE when it is open already, or cannot be opened again. After an error it is closed. */
     ota_status (*open)(ota_source *source, uint64_t offset, ota_source_info *info, ota_error *error);
     /* Waits for data; stores 1 to `capacity` bytes. OTA_OK with *len > 0, or OTA_DONE with *len == 0 at the end of a
      * complete object. An early end is an error, never OTA_DONE. */
@@ -36,8 +39,9 @@ typedef struct ota_source_ops {
 
 struct ota_source {
     const ota_source_ops *ops;
-    uint64_t bytes_read; /* body bytes handed out since it was made; only the reader thread writes it */
-    uint64_t requests;   /* HTTP requests sent, or opens */
+    _Atomic uint64_t
+        bytes_read; /* body bytes handed out since it was made; only the reader thread writes, any may read */
+    _Atomic uint64_t requests; /* HTTP requests sent, redirects included; of other sources: opens */
 };
 
 void ota_source_free(ota_source **source);
@@ -67,22 +71,26 @@ ota_status ota_source_http_new(const ota_http_options *options, ota_source **out
 
 /* ---- Files and descriptors: source_file.c ------------------------------------------------------------------------ */
 ota_status ota_source_file_new(const char *path, ota_source **out, ota_error *error);
-/* Reads from an open descriptor (a pipe, standard input, a file), which stays the caller's. Not seekable: an offset above 0
- * starts over, so info->offset is 0. */
+/* Reads from an open descriptor (a pipe, standard input, a file), which stays the caller's; position 0 is where it stood
+ * when the source was made. Not seekable: an offset above 0 starts over, so info->offset is 0, and what was read once cannot
+ * be opened again (OTA_ERR_STATE). */
 ota_status ota_source_fd_new(int fd, ota_source **out, ota_error *error);
 
 /* ---- Bytes in memory, and bytes handed in by the caller: source_push.c ------------------------------------------- */
 /* `data` must live until the source is freed. */
 ota_status ota_source_memory_new(const void *data, size_t len, ota_source **out, ota_error *error);
-/* A bounded pipe of `capacity` bytes; size may be OTA_SIZE_UNKNOWN; `offset` is where the pushed bytes begin. */
-ota_status ota_source_push_new(size_t capacity, uint64_t size, ota_source **out, ota_error *error);
-/* Writer side, one other thread. Waits while the pipe is full. OTA_ERR_CANCELLED once the reader is gone. */
+/* A bounded pipe of `capacity` bytes. `size` is that of the whole object, may be OTA_SIZE_UNKNOWN; `offset` is where the pushed
+ * bytes begin: open must ask for that offset, or for any when it is 0. It can be opened once. */
+ota_status ota_source_push_new(size_t capacity, uint64_t size, uint64_t offset, ota_source **out, ota_error *error);
+/* Writer side, one other thread, before or after open. Waits while the pipe is full. OTA_ERR_CANCELLED once the reader is
+ * gone, OTA_ERR_STATE after end or fail, OTA_ERR_SIZE (for the reader too) for more bytes than announced. */
 ota_status ota_source_push_write(ota_source *source, const void *data, size_t len, ota_error *error);
 /* Waits until the reader took everything written and asked for more, or is gone (OTA_ERR_CANCELLED). */
 ota_status ota_source_push_drain(ota_source *source, ota_error *error);
-/* No more bytes: the reader gets OTA_DONE. */
+/* No more bytes: once it has read what was written the reader gets OTA_DONE, or OTA_ERR_INCOMPLETE when that is less than
+ * announced. */
 void ota_source_push_end(ota_source *source);
-/* The reader gets this error in place of more bytes. */
+/* Once it has read what was written the reader gets this error in place of more bytes. The first end or fail counts. */
 void ota_source_push_fail(ota_source *source, const ota_error *error);
 
 #endif
