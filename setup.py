@@ -1,4 +1,7 @@
-"""Builds the one extension, rmaker_ota.ota_core, from src/ota_core.pyx and src/csrc/."""
+"""Builds the one extension, rmaker_ota.ota_core, from src/ota_core.pyx and src/csrc/.
+
+Environment: RMAKER_OTA_CFLAGS replaces ``-O2``; RMAKER_OTA_WERROR=1 makes a warning about our C an error.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +11,22 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 HERE = Path(__file__).resolve().parent
 CSRC = Path("src/csrc")
 
-# pkg-config name -> Debian package
-LIBRARIES = {
-    "libcurl": "libcurl4-openssl-dev",
-    "libcrypto": "libssl-dev",
-    "zlib": "zlib1g-dev",
-    "libzstd": "libzstd-dev",
-    "liblzma": "liblzma-dev",
-}
+
+def libraries() -> dict[str, str]:
+    """pkg-config name -> Debian package, of the libraries the extension links, from the project's one list."""
+    rows = (line.split() for line in (HERE / "packaging" / "debian-packages.txt").read_text().splitlines())
+    return {row[3]: row[1] for row in rows if row[:1] == ["build"] and row[2] == "library"}
+
+
+LIBRARIES = libraries()
 
 
 def pkg_config(*args: str) -> list[str]:
@@ -63,9 +68,42 @@ def extension() -> Extension:
         depends=depends,
         include_dirs=[str(CSRC), str(CSRC / "include")],
         define_macros=[("_GNU_SOURCE", "1"), ("OTA_VERSION", f'"{version}"')],
-        extra_compile_args=["-std=c11", "-fvisibility=hidden", "-Wall", "-Wextra", *optimise, *cflags],
+        extra_compile_args=["-std=c11", "-fvisibility=hidden", *optimise, *cflags],
         extra_link_args=[*libs, "-pthread"],
     )
+
+
+class BuildExt(build_ext):
+    """Warnings for our C, none for what Cython generates; objects newer than all they are made of are kept."""
+
+    def build_extension(self, ext: Extension) -> None:
+        compile_one = self.compiler._compile
+        newest_header = max(Path(name).stat().st_mtime_ns for name in [*ext.depends, __file__])
+        warnings = ["-Wall", "-Wextra"]
+        if os.environ.get("RMAKER_OTA_WERROR", "0") != "0":
+            warnings.append("-Werror")
+
+        def compile_with_care(obj: str, src: str, suffix: str, cc_args: Any, postargs: list[str], pp_opts: Any) -> None:
+            ours = Path(src).is_relative_to(CSRC)
+            flags = [*postargs, *(warnings if ours else ["-w"])]
+            made_with = Path(f"{obj}.flags")
+            command = repr((cc_args, flags, pp_opts))
+            if (
+                Path(obj).exists()
+                and Path(obj).stat().st_mtime_ns > max(Path(src).stat().st_mtime_ns, newest_header)
+                and made_with.exists()
+                and made_with.read_text() == command
+            ):
+                return
+            made_with.unlink(missing_ok=True)
+            compile_one(obj, src, suffix, cc_args, flags, pp_opts)
+            made_with.write_text(command)
+
+        self.compiler._compile = compile_with_care
+        try:
+            super().build_extension(ext)
+        finally:
+            self.compiler._compile = compile_one
 
 
 def main() -> None:
@@ -73,6 +111,7 @@ def main() -> None:
     from Cython.Build import cythonize
 
     setup(
+        cmdclass={"build_ext": BuildExt},
         ext_modules=cythonize(
             [extension()],
             include_path=["src"],
@@ -84,7 +123,7 @@ def main() -> None:
                 "embedsignature": True,
                 "freethreading_compatible": False,
             },
-        )
+        ),
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tests.csrc.csrc_build import BuildError, Toolchain, build, run
 
 

@@ -150,7 +150,7 @@ def build(path: Path, toolchain: Toolchain, extra: tuple[str, ...] = ()) -> Prog
     sources = [Path(os.path.relpath(path, ROOT)), *(locate(name) for name in (*needs.sources, *extra))]
     libs = [flag for lib in needs.libs for flag in _pkg_config("--libs", lib)]
     cflags = tuple(flag for lib in needs.libs for flag in _pkg_config("--cflags", lib))
-    objects = [_compile(source, toolchain, cflags) for source in dict.fromkeys(sources)]
+    objects = [compile_object(source, toolchain, cflags) for source in dict.fromkeys(sources)]
     link = [*SANITIZERS[toolchain.sanitizer], *toolchain.link, "-pthread"]
     key = _digest(_version(toolchain.cc), *link, *libs, *(program.key for program in objects))
     out = BUILD / "bin" / f"{path.stem}-{key[:24]}"
@@ -186,7 +186,8 @@ def run(program: Program, *args: str, timeout: float = 110) -> subprocess.Comple
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _compile(source: Path, toolchain: Toolchain, cflags: tuple[str, ...]) -> Program:
+def compile_object(source: Path, toolchain: Toolchain, cflags: tuple[str, ...] = ()) -> Program:
+    """Compiles one source, a path from the project's root. Raises BuildError with what the compiler said."""
     key = _preprocessed(source, toolchain, cflags)
     out = BUILD / "obj" / f"{source.stem}-{key[:24]}.o"
     if not out.exists():
