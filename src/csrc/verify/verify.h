@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "base/status.h"
+#include "esp/esp_image.h"
 
 typedef struct ota_verify ota_verify;
 
@@ -41,17 +42,9 @@ ota_status ota_verify_digest_value(const ota_verify *verify, uint8_t value[OTA_D
 ota_status ota_verify_size_new(uint64_t expected, ota_verify **out, ota_error *error);
 
 /* ---- ESP app image: verify_image.c ------------------------------------------------------------------------------- */
-typedef struct ota_image_rules {
-    uint32_t chip_id;              /* OTA_ESP_CHIP_ANY (0xFFFFFFFF): not checked */
-    uint32_t chip_revision;        /* major * 100 + minor; 0xFFFFFFFF: not checked */
-    uint32_t efuse_block_revision; /* 0xFFFFFFFF: not checked */
-    bool ignore_max_revision;      /* the eFuse "disable wafer version major" */
-    uint64_t slot_size;            /* the image must fit; 0: not checked */
-    uint8_t spi_flash_mode;        /* of the running app; 0: not checked */
-    bool bytes_after_allowed;      /* bytes behind the image (padding, 0xFF) are accepted, as a device does */
-} ota_image_rules;
-
-#define OTA_ESP_CHIP_ANY 0xFFFFFFFFu
+/* The device the image is for; start from OTA_ESP_IMAGE_RULES_NONE (bytes behind the image accepted, nothing of the chip
+ * checked). */
+typedef ota_esp_image_rules ota_image_rules;
 
 /* Structure, chip, revision, app descriptor, checksum and appended hash of an app image as it passes. What the first 288
  * bytes tell (magic, chip, revision, descriptor) is checked as soon as they are there. */
