@@ -6,6 +6,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#define OTA_SIZE_UNKNOWN UINT64_MAX /* where a number of bytes is not known */
+
 static inline uint16_t ota_load_u16le(const uint8_t *p) {
     return (uint16_t)(p[0] | (uint16_t)p[1] << 8);
 }

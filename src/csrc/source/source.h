@@ -9,10 +9,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/bytes.h"
 #include "base/status.h"
 #include "port/port.h"
-
-#define OTA_SIZE_UNKNOWN UINT64_MAX
 
 typedef struct ota_source ota_source;
 
