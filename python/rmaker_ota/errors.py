@@ -6,7 +6,9 @@
     ├── ArgumentError             ERR_ARGUMENT, ERR_HTTP_URL                        (also ValueError)
     ├── OutOfMemoryError          ERR_NO_MEMORY                                     (also MemoryError)
     ├── StateError                ERR_STATE                                         (also RuntimeError)
-    │   └── PendingVerifyError    ERR_PENDING_VERIFY
+    │   ├── PendingVerifyError    ERR_PENDING_VERIFY
+    │   └── StateFileError        the file that keeps a node's state is damaged, locked or cannot be used
+    ├── ConfigError               a wrong configuration: key, value, what was expected (exit code 2)  (also ValueError)
     ├── CancelledError            ERR_CANCELLED
     ├── CallbackError             ERR_CALLBACK (only where no Python exception is at hand)
     ├── OtaTimeoutError           ERR_DEADLINE, ERR_STALLED, ERR_HTTP_CONNECT_TIMEOUT (also TimeoutError)
@@ -96,6 +98,18 @@ class StateError(OtaError, RuntimeError):
 
 class PendingVerifyError(StateError):
     status, esp_err = "ERR_PENDING_VERIFY", 0x1506
+
+
+class StateFileError(StateError):
+    """The message names the file and the way out."""
+
+    esp_err = -1
+
+
+class ConfigError(OtaError, ValueError):
+    """The message names the file, the key, the value found and what was expected."""
+
+    status, esp_err = "ERR_ARGUMENT", 0x102
 
 
 class CancelledError(OtaError):
