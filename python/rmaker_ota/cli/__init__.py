@@ -1,0 +1,82 @@
+"""The command ``rmaker-ota``: one file per command, imported only when that command runs.
+
+A command ``mark-valid`` is the click command named ``command`` in ``rmaker_ota.cli.mark_valid``. Nothing heavy is
+imported here: what a command costs at start-up is what its own module imports. Exit codes and messages:
+`rmaker_ota.cli.errors`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+
+from rmaker_ota.cli import errors
+
+COMMANDS = {
+    "demo": "The main job on this machine, with real parts: update, rollback, resume.",
+    "agent": "Run a node until it is stopped.",
+    "install": "Install one image into one target.",
+    "inspect": "Show what an image, a flash image or a partition holds, and what boots next.",
+    "boot": "Restart a virtual chip once.",
+    "mark-valid": "Confirm the running image.",
+    "mark-invalid": "Mark the running image invalid: the next restart rolls back.",
+    "serve": "Run the job service.",
+    "job": "Create, list, show and cancel jobs of the job service.",
+}
+
+
+class Cli(click.Group):
+    """The top-level group: knows its commands by name and imports the one that is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"rmaker_ota.cli.{cmd_name.replace('-', '_')}")
+        command: click.Command = module.command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """As click's, with this project's exit codes. With ``standalone_mode=False`` it returns or raises."""
+        if not standalone_mode:
+            return super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+        debug = errors.wants_debug(sys.argv[1:] if args is None else args)
+        sys.exit(errors.run(lambda: super(Cli, self).main(args, prog_name, complete_var, False, **extra), debug=debug))
+
+
+@click.command(
+    cls=Cli,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 rejected, 130 interrupted.",
+)
+@click.version_option(package_name="rmaker-ota", prog_name="rmaker-ota")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def cli(debug: bool) -> None:
+    """Over-the-air updates for embedded-Linux gateways and the ESP32 chips attached to them."""
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """Runs a command line and exits with its code.
+
+    Args:
+        args: the arguments after the program's name; None: those of the process.
+    """
+    cli.main(args, prog_name="rmaker-ota")
+    raise AssertionError("cli.main exits")
