@@ -36,6 +36,8 @@ typedef enum ota_digest_kind {
 ota_status ota_verify_digest_new(ota_digest_kind kind, const uint8_t *expected, ota_verify **out, ota_error *error);
 /* After finish: the digest, and its length in bytes in `*len`. */
 ota_status ota_verify_digest_value(const ota_verify *verify, uint8_t value[OTA_DIGEST_MAX], size_t *len);
+/* At any time before finish: the digest of the bytes so far; updates go on. */
+ota_status ota_verify_digest_peek(const ota_verify *verify, uint8_t value[OTA_DIGEST_MAX], size_t *len);
 
 /* ---- Size: verify_size.c ----------------------------------------------------------------------------------------- */
 /* Exactly `expected` bytes; too many are found as soon as they come. */
