@@ -184,7 +184,8 @@ static ota_status resolve_transform(ota_pipeline *p, ota_chunk *chunk, ota_error
     }
     p->staging = malloc(STAGING_SIZE);
     if (p->staging == NULL) {
-        return ota_error_set(error, OTA_ERR_NO_MEMORY, OTA_STAGE_TRANSFORM, 0, 0, "no memory for %u bytes", STAGING_SIZE);
+        return ota_error_set(error, OTA_ERR_NO_MEMORY, OTA_STAGE_TRANSFORM, 0, 0, "no memory for %u bytes",
+                             STAGING_SIZE);
     }
     status = update_file(p, chunk->data, chunk->len, error);
     memcpy(p->staging, chunk->data, chunk->len); /* below OTA_TRANSFORM_MAGIC_LEN + one read, see read_some */
@@ -560,8 +561,8 @@ static ota_status pass_gate(ota_pipeline *p, ota_error *error) {
     if (status >= 0 && o->file_size != OTA_SIZE_UNKNOWN && p->info.size != OTA_SIZE_UNKNOWN &&
         o->file_size != p->info.size) {
         status = ota_error_set(error, OTA_ERR_SIZE, OTA_STAGE_VERIFY, 0, 0,
-                               "the server's file has %llu bytes, %llu were announced", (unsigned long long)p->info.size,
-                               (unsigned long long)o->file_size);
+                               "the server's file has %llu bytes, %llu were announced",
+                               (unsigned long long)p->info.size, (unsigned long long)o->file_size);
     }
     if (status >= 0 && header.size != OTA_SIZE_UNKNOWN && header.size > o->sink->capacity) {
         status = ota_error_set(error, OTA_ERR_TOO_LARGE, OTA_STAGE_SINK, 0, 0,
@@ -785,7 +786,8 @@ static ota_status compare_read_back(ota_pipeline *p, ota_error *error) {
     }
     status = ota_verify_digest_new(OTA_DIGEST_SHA256, NULL, &digest, error);
     if (status >= 0) {
-        status = read_slot(p, 0, p->reader_offset, p->ring.chunks[0].data, p->ring.chunk_size, take_digest, digest, error);
+        status =
+            read_slot(p, 0, p->reader_offset, p->ring.chunks[0].data, p->ring.chunk_size, take_digest, digest, error);
     }
     if (status >= 0) {
         status = digest->ops->finish(digest, error);
@@ -875,7 +877,8 @@ ota_status ota_pipeline_run(ota_pipeline *p, const ota_pipeline_callbacks *callb
     p->counts.waits_reader = p->ring.waits[OTA_RING_STAGES];
     p->counts.waits_verifier = p->ring.waits[OTA_RING_VERIFIER];
     p->counts.waits_writer = p->ring.waits[OTA_RING_WRITER];
-    if (status < 0 && atomic_load(&p->cancelled) && local.status != OTA_ERR_CALLBACK && local.status != OTA_ERR_REJECTED) {
+    if (status < 0 && atomic_load(&p->cancelled) && local.status != OTA_ERR_CALLBACK &&
+        local.status != OTA_ERR_REJECTED) {
         memset(&local, 0, sizeof local); /* whatever the cancel broke first, cancelled is what it was */
         ota_error_set(&local, OTA_ERR_CANCELLED, OTA_STAGE_NONE, 0, 0, "cancelled");
         status = OTA_ERR_CANCELLED;
@@ -924,16 +927,16 @@ ota_status ota_pipeline_new(const ota_pipeline_options *options, ota_pipeline **
     if (o->source == NULL || o->sink == NULL) {
         status = ota_error_set(error, OTA_ERR_ARGUMENT, OTA_STAGE_NONE, 0, 0, "a pipeline needs a source and a sink");
     } else if (o->header_size > OTA_HEADER_MAX || o->header_size > o->chunk_size) {
-        status = ota_error_set(error, OTA_ERR_ARGUMENT, OTA_STAGE_NONE, 0, 0, "header_size is %u, at most %u is possible",
-                               o->header_size, OTA_HEADER_MAX);
+        status = ota_error_set(error, OTA_ERR_ARGUMENT, OTA_STAGE_NONE, 0, 0,
+                               "header_size is %u, at most %u is possible", o->header_size, OTA_HEADER_MAX);
     } else if ((o->read_back || o->resume_offset != 0) && o->file_sha256 == NULL) {
         status = ota_error_set(error, OTA_ERR_ARGUMENT, OTA_STAGE_NONE, 0, 0, "resume and read back need a SHA-256");
     } else if (o->resume_offset % o->sink->resume_size != 0) {
         status = ota_error_set(error, OTA_ERR_ARGUMENT, OTA_STAGE_NONE, o->resume_offset, 0,
                                "resume_offset is no multiple of %u", o->sink->resume_size);
     } else if (o->resume_offset != 0 && o->transform != OTA_TRANSFORM_AUTO && o->transform != OTA_TRANSFORM_NONE) {
-        status = ota_error_set(error, OTA_ERR_UNSUPPORTED, OTA_STAGE_TRANSFORM, 0, 0,
-                               "a compressed file cannot be resumed");
+        status =
+            ota_error_set(error, OTA_ERR_UNSUPPORTED, OTA_STAGE_TRANSFORM, 0, 0, "a compressed file cannot be resumed");
     }
     if (status >= 0) {
         status = ota_ring_init(&p->ring, o->chunk_count, o->chunk_size, error);

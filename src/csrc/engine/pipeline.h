@@ -69,11 +69,11 @@ typedef struct ota_pipeline_options {
     ota_verify *image[OTA_VERIFY_MAX]; /* of the image, after the transform */
     ota_verify *file_sha256;  /* SHA-256 of the file; checkpoints, resume and read_back need it. NULL: none of these */
     ota_verify *image_sha256; /* SHA-256 of the image, used where a transform makes it another one; NULL: not wanted */
-    uint64_t file_size;     /* announced size of the file; OTA_SIZE_UNKNOWN. A source that tells another one is OTA_ERR_SIZE
+    uint64_t file_size; /* announced size of the file; OTA_SIZE_UNKNOWN. A source that tells another one is OTA_ERR_SIZE
                                before anything is written */
-    uint32_t header_size;   /* bytes the gate wants, 1..OTA_HEADER_MAX; 0: 288 */
-    bool header_required;   /* a shorter image is OTA_ERR_INCOMPLETE in stage header */
-    bool read_back;         /* after the sync, read the image from the medium and compare its SHA-256 */
+    uint32_t header_size; /* bytes the gate wants, 1..OTA_HEADER_MAX; 0: 288 */
+    bool header_required; /* a shorter image is OTA_ERR_INCOMPLETE in stage header */
+    bool read_back;       /* after the sync, read the image from the medium and compare its SHA-256 */
     bool single_thread;
     uint32_t chunk_count;      /* 0: 8 */
     uint32_t chunk_size;       /* bytes, multiple of 4096; 0: 1 MiB */

@@ -56,6 +56,9 @@ typedef struct ota_file_ops {
     int (*sync)(ota_file *file);
     /* Cuts or extends a regular file; ENOTSUP for a block device. */
     int (*resize)(ota_file *file, uint64_t size);
+    /* Sets room aside for a regular file of `size` bytes without changing its size, so that a full disk is found before the
+     * first write. 0 where the file system cannot, and for block devices. */
+    int (*reserve)(ota_file *file, uint64_t size);
     void (*close)(ota_file *file);
 } ota_file_ops;
 
@@ -75,9 +78,8 @@ enum {
     OTA_FILE_WRITE = 1 << 0,  /* read and write */
     OTA_FILE_CREATE = 1 << 1, /* make it when it is missing (mode 0600) and sync its directory */
     OTA_FILE_DIRECT = 1 << 2, /* around the page cache; falls back to buffered writes where that is not possible */
-    OTA_FILE_EXCLUSIVE =
-        1 << 3, /* a block device is opened with O_EXCL, a regular file is locked against other writers;
-                                    EBUSY when somebody has it */
+    /* A block device is opened with O_EXCL, a regular file is locked against other writers; EBUSY when somebody has it. */
+    OTA_FILE_EXCLUSIVE = 1 << 3,
 };
 
 /* Opens `path` (UTF-8, NUL-terminated). 0 and a file to be closed through its table, or an errno. */
