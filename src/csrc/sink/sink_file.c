@@ -2,6 +2,7 @@
  * as they are. Writes go around the page cache in whole blocks; the tail is padded to one: with zeros that are cut off again in a
  * file, with what the device holds there in a device. One sync at the end, and one for each checkpoint. */
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
