@@ -20,17 +20,15 @@ class ProgramFailed(Exception):
     """A C test program ended with anything but 0."""
 
 
-class CFile(pytest.File):
-    def collect(self) -> Iterator[pytest.Item]:
-        yield CItem.from_parent(self, name=self.path.stem)
+def check(done: subprocess.CompletedProcess[str]) -> None:
+    """Raises ProgramFailed with what the program printed when it did not exit with 0."""
+    if done.returncode != 0:
+        raise ProgramFailed(f"exit status {done.returncode}\n{done.stdout}")
 
 
 class CItem(pytest.Item):
     def runtest(self) -> None:
-        done = run(build(self.path, Toolchain()))
-        if done.returncode != 0:
-            raise ProgramFailed(f"exit status {done.returncode}\n{done.stdout}")
-        self.add_report_section("call", "stdout", done.stdout)
+        check(run(build(self.path, Toolchain())))
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], *args: Any) -> Any:
         match excinfo.value:
@@ -43,6 +41,13 @@ class CItem(pytest.Item):
 
     def reportinfo(self) -> tuple[Path, int, str]:
         return self.path, 0, self.name
+
+
+class CFile(pytest.File):
+    item: Any = CItem
+
+    def collect(self) -> Iterator[pytest.Item]:
+        yield self.item.from_parent(self, name=self.path.stem)
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:

@@ -1,11 +1,11 @@
 """Compiles C test programs, with sanitizers, from the sources their first comment names. Knows nothing of pytest.
 
-The comments before the first line of code say what a program needs; each list may span lines and ends at the comment's
-end, at a blank line or at the next keyword::
+The comments before the first line of code say what a program needs. The list of sources may span lines and ends at the
+first word that is no ``.c`` file; the others end with their line, and may come several times::
 
     /* sources: esp/esp_image.c base/bytes.c */     files of src/csrc, of tests/csrc, or paths from the project's root
     /* libs: zlib libcrypto */                      names of pkg-config
-    /* threads */                                   a line of its own: `make tsan` runs it under ThreadSanitizer too
+    /* corpus: images/*.bin */                      of fuzz entries: what they start from, under tests/data
 
 Objects and programs are kept under ``build/ctest``, named by the SHA-256 of what they are made from (compiler, flags,
 preprocessed text), so that tests share objects and a second run compiles nothing.
@@ -60,7 +60,6 @@ class Needs:
     sources: tuple[str, ...] = ()
     libs: tuple[str, ...] = ()
     corpus: tuple[str, ...] = ()
-    threads: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,19 +111,24 @@ def read_needs(path: Path) -> Needs:
     if head is None:
         raise BuildError(f"{path}: the first comment has to name the sources: /* sources: base/bytes.c */")
     lists: dict[str, list[str]] = {"sources": [], "libs": [], "corpus": []}
-    threads = False
-    current: list[str] | None = None
-    for raw in head[0].replace("*/", "\n").replace("/*", "\n").replace("//", "\n").splitlines():
+    current = ""
+    for raw in re.sub(r"/\*|\*/|//", "\n", head[0]).splitlines():
         line = re.sub(r"^\s*\*", "", raw).strip()
-        threads = threads or line == "threads"
-        if not line or line == "threads":
-            current = None
+        current = current if current == "sources" else ""
         for word in line.split():
-            if word.endswith(":"):
-                current = lists.get(word[:-1])
-            elif current is not None:
-                current.append(word)
-    return Needs(tuple(lists["sources"]), tuple(lists["libs"]), tuple(lists["corpus"]), threads)
+            if word.removesuffix(":") in lists and word.endswith(":"):
+                current = word[:-1]
+            elif current == "sources" and not word.endswith(".c"):
+                current = ""
+            elif current:
+                lists[current].append(word)
+    return Needs(tuple(lists["sources"]), tuple(lists["libs"]), tuple(lists["corpus"]))
+
+
+def has_threads(path: Path) -> bool:
+    """Whether a test program, or a source it names, uses POSIX threads."""
+    files = [path, *(ROOT / locate(name) for name in read_needs(path).sources)]
+    return any("<pthread.h>" in file.read_text(encoding="utf-8") for file in files)
 
 
 def locate(name: str) -> Path:
@@ -239,13 +243,13 @@ def _digest(*parts: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description="compile and run C test programs")
     parser.add_argument("--sanitizer", choices=SANITIZERS, default="address")
-    parser.add_argument("--threaded", action="store_true", help="only programs whose first comment says: threads")
+    parser.add_argument("--threaded", action="store_true", help="only programs that use POSIX threads")
     parser.add_argument("files", nargs="*", type=Path)
     options = parser.parse_args()
     failed = 0
     ran = 0
     for path in options.files or sorted((ROOT / TESTS).glob("test_*.c")):
-        if options.threaded and not read_needs(path).threads:
+        if options.threaded and not has_threads(path):
             continue
         ran += 1
         try:
