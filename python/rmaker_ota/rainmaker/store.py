@@ -255,7 +255,7 @@ class SqliteStore(Store):
             return True
         if application == APPLICATION_ID:
             raise StateFileError(
-                f"state file {self.path}: format {version}, expected {FORMAT}: another version of this program wrote it; "
+                f"state file {self.path}: format {version}, expected {FORMAT}: written by another version; "
                 f"go back to that version, or {self._way_out()}"
             )
         if application == 0 and version == 0 and tables == 0:
