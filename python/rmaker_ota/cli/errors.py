@@ -19,7 +19,6 @@ import enum
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
@@ -106,6 +105,8 @@ def run(command: Callable[[], Any], *, debug: bool = False) -> int:
 def report(exc: BaseException, *, debug: bool = False, unexpected: bool = False) -> None:
     """Says on standard error what went wrong."""
     if debug:
+        import traceback
+
         traceback.print_exception(exc)
     hint = " (a fault of this program; run `rmaker-ota --debug ...` for details)" if unexpected and not debug else ""
     click.echo(f"rmaker-ota: {type(exc).__name__ + ': ' if unexpected else ''}{describe(exc)}{hint}", err=True)
