@@ -118,7 +118,7 @@ ota_status ota_esp_bootloader_descriptor_parse(const uint8_t *data, size_t len, 
 
 typedef enum ota_esp_image_kind {
     OTA_ESP_IMAGE_APP = 0,        /* an app descriptor has to be there */
-    OTA_ESP_IMAGE_BOOTLOADER = 1, /* no descriptor asked for, max_chip_rev_full not looked at, hash not compared */
+    OTA_ESP_IMAGE_BOOTLOADER = 1, /* no descriptor asked for, max_chip_rev_full not looked at */
     OTA_ESP_IMAGE_ANY = 2,        /* no descriptor asked for; everything else as for an app */
 } ota_esp_image_kind;
 
@@ -165,7 +165,7 @@ typedef struct ota_esp_image_check {
     ota_esp_image_rules rules;
     ota_esp_image_state state;
     ota_error error;     /* the first one */
-    uint64_t offset;     /* bytes seen, those behind the image included */
+    uint64_t offset;     /* bytes seen, those behind the image included; after an error, where it is */
     uint64_t image_size; /* by the headers, hash included; 0 until the last segment header was seen */
     uint64_t bytes_after;
 
