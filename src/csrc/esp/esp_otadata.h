@@ -167,14 +167,15 @@ const char *ota_esp_boot_step_text(const ota_esp_boot_step *step, char *out, siz
  * elsewhere; OTA_ESP_SLOT_NONE without OTA slots. With one slot that is the running one: the caller refuses it. */
 int ota_esp_next_slot(uint32_t slot_count, int running);
 
-/* State of an OTA slot: that of the first sector whose CRC is right and which names it. ERR_NOT_FOUND: no such entry;
- * ERR_UNSUPPORTED: not an OTA slot. */
+/* State of an OTA slot: that of the active entry when it names the slot, else of the first sector whose CRC is right and
+ * which names it. (Firmware always takes the first sector: the same unless both name the slot.) ERR_NOT_FOUND: no such
+ * entry; ERR_UNSUPPORTED: not an OTA slot. */
 ota_status ota_esp_slot_state(const ota_esp_otadata_entry entries[2], uint32_t slot_count, int slot, uint32_t *state,
                               ota_error *error);
 
 /* Before the first byte of `slot` is erased: afterwards the running slot boots, by an entry of its own where it is an OTA
- * slot, and no live entry names another one. ERR_SLOT_RUNNING; ERR_PENDING_VERIFY (rollback: the running image is not
- * confirmed yet); ERR_ARGUMENT: not an OTA slot.
+ * slot, and no entry makes another one boot. `running` NONE (not known): only a live entry for `slot` goes. ERR_SLOT_RUNNING;
+ * ERR_PENDING_VERIFY (rollback: the running image is not confirmed yet); ERR_ARGUMENT: not an OTA slot.
  *
  * Firmware (rollback builds since IDF 5.5) drops the inactive entry; so does this. More than firmware: where the active entry
  * names a slot that did not boot, or the running slot has no live entry, the entry of the running slot is written first, so
@@ -182,11 +183,14 @@ ota_status ota_esp_slot_state(const ota_esp_otadata_entry entries[2], uint32_t s
 ota_status ota_esp_plan_begin(const ota_esp_otadata_entry entries[2], const ota_esp_boot_config *config, int running,
                               int slot, ota_esp_plan *plan, ota_error *error);
 
-/* Makes `slot` the next one to boot: state NEW with rollback, UNDEFINED without. The caller has verified the image.
- * Factory: both entries are erased, the active one last. A slot that is active already: seq + slot_count into the other
- * sector; but where the running slot is another one whose entry that would destroy, the active entry is rewritten in place.
- * The running slot (an OTA slot, or NONE when it is not known) has its own entry before NEW is written. ERR_ARGUMENT: no such
- * slot, or test; ERR_SECURE_VERSION by the probe's facts (the firmware would erase the slot, this does not). */
+/* Makes `slot` the next one to boot: state NEW with rollback, UNDEFINED without. The caller has verified the image. The
+ * entry of the running slot is never touched, and is written first where it is missing; `running` NONE: not known.
+ *   - A slot that is active already, running or running not known: seq + slot_count into the other sector.
+ *   - A slot that is active but not running: its entry is rewritten in place, or left alone when it says so already.
+ *   - The running slot while another one is chosen: that choice is taken back, the running slot keeps its state.
+ *   - Factory: both entries are erased, the active one last.
+ * ERR_ARGUMENT: no such slot, or test; ERR_NOT_FOUND: no otadata; ERR_SECURE_VERSION by the probe's facts (firmware would
+ * erase the slot as well, this does not). */
 ota_status ota_esp_plan_set_boot(const ota_esp_otadata_entry entries[2], const ota_esp_boot_config *config, int running,
                                  int slot, ota_esp_plan *plan, ota_error *error);
 

@@ -35,6 +35,7 @@ enum {
     OTA_ESP_DATA_COREDUMP = 0x03,
     OTA_ESP_DATA_NVS_KEYS = 0x04,
     OTA_ESP_DATA_UNDEFINED = 0x06,
+    OTA_ESP_DATA_TEE_OTA = 0x90,
 
     OTA_ESP_PRIMARY = 0x00, /* subtypes of boot loader and partition table */
     OTA_ESP_OTA_COPY = 0x01,
