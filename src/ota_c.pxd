@@ -9,6 +9,8 @@ cdef extern from "base/status.h" nogil:
     ctypedef int ota_status
     ctypedef int ota_stage
     enum:
+        OTA_STAGE_SOURCE
+    enum:
         OTA_OK
         OTA_DONE
         OTA_ERR_CALLBACK
@@ -29,6 +31,8 @@ cdef extern from "base/status.h" nogil:
     const char *ota_status_name(ota_status status)
     const char *ota_stage_name(ota_stage stage)
     int32_t ota_status_esp_err(ota_status status)
+    ota_status ota_error_set(ota_error *error, ota_status status, ota_stage stage, uint64_t offset, int64_t device_code,
+                             const char *format, ...)
 
 # ---- port ------------------------------------------------------------------------------------------------------------
 
@@ -37,5 +41,52 @@ cdef extern from "base/status.h" nogil:
 # ---- target ----------------------------------------------------------------------------------------------------------
 
 # ---- source ----------------------------------------------------------------------------------------------------------
+
+cdef extern from "source/source.h" nogil:
+    uint64_t OTA_SIZE_UNKNOWN
+    ctypedef struct ota_source_info:
+        uint64_t size
+        uint64_t offset
+        char entity_tag[128]
+    ctypedef struct ota_source
+    ctypedef struct ota_source_ops:
+        ota_status (*open)(ota_source *source, uint64_t offset, ota_source_info *info, ota_error *error) noexcept nogil
+        ota_status (*read)(ota_source *source, void *buf, size_t capacity, size_t *len, ota_error *error) noexcept nogil
+        void (*cancel)(ota_source *source) noexcept nogil
+        void (*close)(ota_source *source) noexcept nogil
+    ctypedef struct ota_source:
+        const ota_source_ops *ops
+        uint64_t bytes_read
+        uint64_t requests
+    void ota_source_free(ota_source **source)
+    ctypedef struct ota_http_options:
+        const char *url
+        const char *ca_file
+        const char *ca_pem
+        const char *client_cert_file
+        const char *client_key_file
+        const char *proxy
+        const char *user_agent
+        const char *entity_tag
+        const char *connect_to
+        bint allow_http
+        bint skip_common_name_check
+        uint32_t connect_timeout_ms
+        uint32_t stall_timeout_ms
+        uint64_t deadline_ms
+        uint64_t max_bytes_per_s
+        uint32_t max_redirects
+    ota_status ota_source_http_new(const ota_http_options *options, ota_source **out, ota_error *error)
+    ota_status ota_source_file_new(const char *path, ota_source **out, ota_error *error)
+    ota_status ota_source_fd_new(int fd, ota_source **out, ota_error *error)
+    ota_status ota_source_memory_new(const void *data, size_t len, ota_source **out, ota_error *error)
+    ota_status ota_source_push_new(size_t capacity, uint64_t size, uint64_t offset, ota_source **out, ota_error *error)
+    ota_status ota_source_push_write(ota_source *source, const void *data, size_t len, ota_error *error)
+    ota_status ota_source_push_drain(ota_source *source, ota_error *error)
+    void ota_source_push_end(ota_source *source)
+    void ota_source_push_fail(ota_source *source, const ota_error *error)
+
+cdef extern from "source/http_fields.h" nogil:
+    void ota_http_public_url(const char *url, char *out, size_t size)
 
 # ---- engine ----------------------------------------------------------------------------------------------------------

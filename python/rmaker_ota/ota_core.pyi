@@ -1,5 +1,8 @@
 """Types of the border to the C engine, room by room as in ``src/border``."""
 
+import os
+from typing import IO, NamedTuple, Self
+
 # ---- errors.pxi ------------------------------------------------------------------------------------------------------
 
 def status_table() -> list[tuple[str, int, int, str]]: ...
@@ -9,6 +12,65 @@ def status_table() -> list[tuple[str, int, int, str]]: ...
 # ---- target.pxi ------------------------------------------------------------------------------------------------------
 
 # ---- source.pxi ------------------------------------------------------------------------------------------------------
+
+class SourceInfo(NamedTuple):
+    size: int | None
+    offset: int
+    entity_tag: str
+
+def public_url(url: str) -> str: ...
+
+class Source:
+    @property
+    def bytes_read(self) -> int: ...
+    @property
+    def requests(self) -> int: ...
+    def open(self, offset: int = 0) -> SourceInfo: ...
+    def read(self, size: int = 65536) -> bytes: ...
+    def cancel(self) -> None: ...
+    def close(self) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *exc_info: object) -> None: ...
+
+class HttpSource(Source):
+    def __init__(
+        self,
+        url: str,
+        *,
+        ca_file: str | os.PathLike[str] | None = None,
+        ca_pem: str | bytes | None = None,
+        client_cert_file: str | os.PathLike[str] | None = None,
+        client_key_file: str | os.PathLike[str] | None = None,
+        proxy: str | None = None,
+        user_agent: str | None = None,
+        entity_tag: str | None = None,
+        connect_to: str | None = None,
+        allow_http: bool = False,
+        skip_common_name_check: bool = False,
+        connect_timeout_ms: int = 0,
+        stall_timeout_ms: int = 0,
+        deadline_ms: int = 0,
+        max_bytes_per_s: int = 0,
+        max_redirects: int = 0,
+    ) -> None: ...
+
+class FileSource(Source):
+    def __init__(self, path: str | os.PathLike[str]) -> None: ...
+
+class FdSource(Source):
+    def __init__(self, fd: int | IO[bytes]) -> None: ...
+
+class MemorySource(Source):
+    def __init__(self, data: bytes | bytearray | memoryview) -> None: ...
+
+class PushSource(Source):
+    def __init__(self, size: int | None = None, capacity: int = 1 << 20, offset: int = 0) -> None: ...
+    def write(self, data: bytes | bytearray | memoryview) -> None: ...
+    def drain(self) -> None: ...
+    def end(self) -> None: ...
+    def fail(
+        self, error: BaseException | str, message: str | None = None, *, offset: int = 0, device_code: int = 0
+    ) -> None: ...
 
 # ---- engine.pxi ------------------------------------------------------------------------------------------------------
 
