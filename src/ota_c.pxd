@@ -1,7 +1,7 @@
 # What the border sees of C, room by room, declaration by declaration. The headers are the manual.
 
 from libc.stddef cimport size_t
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport UINT64_MAX, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 # ---- base ------------------------------------------------------------------------------------------------------------
 
@@ -35,6 +35,50 @@ cdef extern from "base/status.h" nogil:
                              const char *format, ...)
 
 # ---- port ------------------------------------------------------------------------------------------------------------
+
+cdef extern from "port/port.h" nogil:
+    enum:
+        OTA_FAULT_READ
+        OTA_FAULT_WRITE
+        OTA_FAULT_SYNC
+        OTA_FAULT_ERASE
+        OTA_FAULT_OPEN
+    ctypedef struct ota_fault:
+        uint32_t ops
+        uint64_t after
+        uint64_t count
+        int errnum
+        uint64_t reaches
+        bint power_cut
+        uint64_t torn_len
+        uint64_t seen
+        bint lost
+
+# ---- sink ------------------------------------------------------------------------------------------------------------
+
+cdef extern from "sink/sink.h" nogil:
+    ctypedef struct ota_sink_counts:
+        uint64_t bytes_written
+        uint64_t bytes_skipped
+        uint64_t reads
+        uint64_t writes
+        uint64_t syncs
+        uint64_t erases
+        uint64_t sectors_erased
+        uint64_t copies
+        bint direct
+    ctypedef struct ota_sink:
+        uint32_t write_size
+        uint32_t resume_size
+        uint64_t capacity
+        ota_sink_counts counts
+    void ota_sink_free(ota_sink **sink)
+    ctypedef struct ota_sink_file_options:
+        const char *path
+        bint buffered
+        uint64_t max_size
+        ota_fault *fault
+    ota_status ota_sink_file_new(const ota_sink_file_options *options, ota_sink **out, ota_error *error)
 
 # ---- esp -------------------------------------------------------------------------------------------------------------
 

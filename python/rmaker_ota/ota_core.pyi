@@ -9,6 +9,43 @@ def status_table() -> list[tuple[str, int, int, str]]: ...
 
 # ---- esp.pxi ---------------------------------------------------------------------------------------------------------
 
+# ---- sink.pxi --------------------------------------------------------------------------------------------------------
+
+class Fault:
+    READ: int
+    WRITE: int
+    SYNC: int
+    ERASE: int
+    OPEN: int
+    def __init__(
+        self,
+        *,
+        ops: int = 0,
+        after: int = 0,
+        count: int = 0,
+        errnum: int = 0,
+        reaches: int = 0,
+        power_cut: bool = False,
+        torn_len: int = 0,
+    ) -> None: ...
+    @property
+    def seen(self) -> int: ...
+    @property
+    def lost(self) -> bool: ...
+
+class Sink:
+    @property
+    def capacity(self) -> int | None: ...
+    @property
+    def resume_size(self) -> int: ...
+    @property
+    def counts(self) -> dict[str, int]: ...
+
+class FileSink(Sink):
+    def __init__(
+        self, path: str | os.PathLike[str], *, buffered: bool = False, max_size: int = 0, fault: Fault | None = None
+    ) -> None: ...
+
 # ---- target.pxi ------------------------------------------------------------------------------------------------------
 
 # ---- source.pxi ------------------------------------------------------------------------------------------------------
@@ -74,4 +111,3 @@ class PushSource(Source):
 
 # ---- engine.pxi ------------------------------------------------------------------------------------------------------
 
-class Sink: ...

@@ -1,5 +1,7 @@
 # Errors cross here, once: a status and its details become an exception of rmaker_ota.errors.
 
+import os
+
 from libc.string cimport memset
 
 from ota_c cimport *
