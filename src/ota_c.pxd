@@ -132,5 +132,91 @@ cdef extern from "source/source.h" nogil:
 
 cdef extern from "source/http_fields.h" nogil:
     void ota_http_public_url(const char *url, char *out, size_t size)
+# ---- verify ----------------------------------------------------------------------------------------------------------
+
+cdef extern from "verify/verify.h" nogil:
+    enum:
+        OTA_DIGEST_SHA256
+        OTA_DIGEST_MD5
+    uint32_t OTA_ESP_CHIP_ANY
+    ctypedef struct ota_verify:
+        uint64_t offset
+    void ota_verify_free(ota_verify **verify)
+    ota_status ota_verify_digest_new(int kind, const uint8_t *expected, ota_verify **out, ota_error *error)
+    ota_status ota_verify_digest_value(const ota_verify *verify, uint8_t *value, size_t *len)
+    ctypedef struct ota_image_rules:
+        uint32_t chip_id
+        uint32_t chip_revision
+        uint32_t efuse_block_revision
+        bint ignore_max_revision
+        uint64_t slot_size
+        uint8_t spi_flash_mode
+        bint bytes_after_allowed
+    ota_status ota_verify_image_new(const ota_image_rules *rules, ota_verify **out, ota_error *error)
 
 # ---- engine ----------------------------------------------------------------------------------------------------------
+
+cdef extern from "engine/pipeline.h" nogil:
+    ctypedef int ota_phase
+    ctypedef struct ota_header:
+        const uint8_t *data
+        size_t len
+        uint64_t size
+        uint64_t offset
+        const char *entity_tag
+    ctypedef struct ota_checkpoint:
+        uint64_t offset
+        uint8_t sha256[32]
+        const char *entity_tag
+    ctypedef struct ota_pipeline_callbacks:
+        void *user
+        ota_status (*header)(void *user, const ota_header *header) noexcept
+        ota_status (*phase)(void *user, ota_phase phase) noexcept
+        ota_status (*checkpoint)(void *user, const ota_checkpoint *checkpoint) noexcept
+        ota_status (*tick)(void *user) noexcept
+    ctypedef struct ota_pipeline_options:
+        ota_source *source
+        ota_sink *sink
+        int transform
+        uint64_t max_image_size
+        ota_verify *file[4]
+        ota_verify *image[4]
+        ota_verify *file_sha256
+        ota_verify *image_sha256
+        uint64_t file_size
+        uint32_t header_size
+        bint header_required
+        bint read_back
+        bint single_thread
+        uint32_t chunk_count
+        uint32_t chunk_size
+        uint32_t tick_ms
+        uint32_t flush_ms
+        uint64_t checkpoint_bytes
+        uint32_t checkpoint_ms
+        uint64_t resume_offset
+        uint8_t resume_sha256[32]
+    ctypedef struct ota_progress:
+        ota_phase phase
+        uint64_t position
+        uint64_t size
+        uint64_t image_bytes
+    ctypedef struct ota_run_counts:
+        uint64_t image_size
+        uint64_t file_size
+        uint64_t resumed_from
+        uint64_t copies
+        uint64_t chunks
+        uint64_t checkpoints
+        uint64_t waits_reader
+        uint64_t waits_verifier
+        uint64_t waits_writer
+        int transform
+    ctypedef struct ota_pipeline:
+        pass
+    ota_status ota_pipeline_new(const ota_pipeline_options *options, ota_pipeline **out, ota_error *error)
+    ota_status ota_pipeline_run(ota_pipeline *pipeline, const ota_pipeline_callbacks *callbacks, ota_error *error)
+    void ota_pipeline_cancel(ota_pipeline *pipeline)
+    void ota_pipeline_progress(const ota_pipeline *pipeline, ota_progress *progress)
+    void ota_pipeline_counts(const ota_pipeline *pipeline, ota_run_counts *counts)
+    void ota_pipeline_free(ota_pipeline **pipeline)

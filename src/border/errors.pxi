@@ -2,7 +2,8 @@
 
 import os
 
-from libc.string cimport memset
+from cpython.exc cimport PyErr_CheckSignals
+from libc.string cimport memcpy, memset
 
 from ota_c cimport *
 
