@@ -2,6 +2,7 @@
 
 import os
 from typing import IO, NamedTuple, Self
+from collections.abc import Callable
 
 # ---- errors.pxi ------------------------------------------------------------------------------------------------------
 
@@ -111,3 +112,47 @@ class PushSource(Source):
 
 # ---- engine.pxi ------------------------------------------------------------------------------------------------------
 
+PHASES: tuple[str, ...]
+TRANSFORMS: tuple[str, ...]
+
+class Pipeline:
+    def __init__(
+        self,
+        source: Source,
+        sink: Sink,
+        *,
+        transform: str = "auto",
+        file_sha256: bytes | None = None,
+        file_md5: bytes | None = None,
+        compute_sha256: bool = True,
+        compute_md5: bool = False,
+        file_size: int | None = None,
+        image_rules: dict[str, int] | None = None,
+        max_image_size: int = 0,
+        header_size: int = 288,
+        header_required: bool = False,
+        read_back: bool = False,
+        single_thread: bool = False,
+        chunk_count: int = 8,
+        chunk_size: int = 1048576,
+        tick_ms: int = 100,
+        checkpoint_bytes: int = 0,
+        checkpoint_ms: int = 0,
+        resume_offset: int = 0,
+        resume_sha256: bytes | None = None,
+    ) -> None: ...
+    def run(
+        self,
+        *,
+        on_header: Callable[[bytes, int | None, int, str], None] | None = None,
+        on_phase: Callable[[str], None] | None = None,
+        on_checkpoint: Callable[[int, bytes, str], None] | None = None,
+        on_tick: Callable[[], None] | None = None,
+    ) -> None: ...
+    def cancel(self) -> None: ...
+    def progress(self) -> tuple[str, int, int | None, int]: ...
+    def counts(self) -> dict[str, int | str]: ...
+    @property
+    def sha256(self) -> bytes | None: ...
+    @property
+    def md5(self) -> bytes | None: ...
