@@ -30,6 +30,7 @@
 struct ota_pipeline {
     ota_pipeline_options options;
     const ota_pipeline_callbacks *callbacks;
+    ota_verify *size_verify; /* of the file, when its size was announced */
     ota_ring ring;
     pthread_mutex_t lock;
     pthread_cond_t wake; /* CLOCK_MONOTONIC */
@@ -158,13 +159,16 @@ static ota_status update_all(ota_verify *const *list, const uint8_t *data, size_
     return OTA_OK;
 }
 
+static ota_status update_one(ota_verify *verify, const uint8_t *data, size_t len, ota_error *error) {
+    return verify != NULL ? verify->ops->update(verify, data, len, error) : OTA_OK;
+}
+
 static ota_status update_file(ota_pipeline *p, const uint8_t *data, size_t len, ota_error *error) {
-    ota_status status = update_all(p->options.file, data, len, error);
-    ota_verify *digest = p->options.file_sha256;
-    if (status >= 0 && digest != NULL) {
-        status = digest->ops->update(digest, data, len, error);
+    ota_status status = update_one(p->size_verify, data, len, error);
+    if (status >= 0) {
+        status = update_all(p->options.file, data, len, error);
     }
-    return status;
+    return status < 0 ? status : update_one(p->options.file_sha256, data, len, error);
 }
 
 /* Looks at the first bytes of the file, which lie in `chunk`, and makes the transform they want. */
@@ -313,8 +317,7 @@ static ota_status verify_bytes(ota_pipeline *p, const uint8_t *data, size_t len,
     if (p->kind == OTA_TRANSFORM_NONE) {
         return update_file(p, data, len, error);
     }
-    ota_verify *digest = p->options.image_sha256;
-    return digest != NULL ? digest->ops->update(digest, data, len, error) : OTA_OK;
+    return update_one(p->options.image_sha256, data, len, error);
 }
 
 /* Reads image bytes [from, to) back from the slot, piece by piece, for `take`. `buffer` holds BLOCK-aligned `size` bytes. */
@@ -815,6 +818,9 @@ static ota_status complete(ota_pipeline *p, ota_error *error) {
         status = enter_phase(p, OTA_PHASE_VERIFYING, error);
     }
     if (status >= 0) {
+        status = finish_one(p->size_verify, error);
+    }
+    if (status >= 0) {
         status = finish_all(p->options.image, error);
     }
     if (status >= 0) {
@@ -941,7 +947,11 @@ ota_status ota_pipeline_new(const ota_pipeline_options *options, ota_pipeline **
     if (status >= 0) {
         status = ota_ring_init(&p->ring, o->chunk_count, o->chunk_size, error);
     }
+    if (status >= 0 && o->file_size != OTA_SIZE_UNKNOWN) {
+        status = ota_verify_size_new(o->file_size, &p->size_verify, error);
+    }
     if (status < 0) {
+        ota_ring_destroy(&p->ring);
         free(p);
         return status;
     }
@@ -967,6 +977,7 @@ void ota_pipeline_free(ota_pipeline **pipeline) {
         return;
     }
     ota_transform_free(&p->transform);
+    ota_verify_free(&p->size_verify);
     free(p->staging);
     free(p->header_copy);
     pthread_cond_destroy(&p->wake);
