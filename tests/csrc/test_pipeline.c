@@ -451,6 +451,22 @@ TEST(a_resume_onto_something_else_is_refused_before_a_write) {
     }
 }
 
+TEST(a_resume_of_a_complete_slot_is_verified_too) {
+    BOTH_MODES {
+        setup_resume(single, 40960);
+        f->source.size = 40960;
+        CHECK_EQ(run(), OTA_OK);
+        CHECK_EQ(f->sink.commits, 1);
+        teardown();
+        setup_resume(single, 40960);
+        f->source.size = 40960;
+        f->sink.data[4] ^= 1;
+        CHECK_EQ(run(), OTA_ERR_NOT_RESUMABLE);
+        CHECK_EQ(f->sink.commits, 0);
+        teardown();
+    }
+}
+
 TEST(a_source_that_starts_over_is_followed) {
     BOTH_MODES {
         setup_resume(single, 40960);
@@ -679,6 +695,7 @@ int main(void) {
     RUN(checkpoints_come_as_often_as_asked);
     RUN(a_resume_takes_over_what_is_there);
     RUN(a_resume_onto_something_else_is_refused_before_a_write);
+    RUN(a_resume_of_a_complete_slot_is_verified_too);
     RUN(a_source_that_starts_over_is_followed);
     RUN(an_announced_size_that_differs_stops_before_a_write);
     RUN(an_image_too_large_for_the_slot_stops_before_a_write);

@@ -9,8 +9,8 @@
  * What the threads leave for the caller (opened, header ready, a checkpoint, an error) lies in `ota_pipeline` under its lock;
  * the caller is woken by its condition. The first error is kept, stops the ring and cancels the source, which wakes everybody.
  *
- * When the source fails in the middle and checkpoints are on, what has arrived is still verified and written, so that the
- * resume begins where the data ends; the source's error is then the result. */
+ * When the source fails with the header behind it, what has arrived is still verified and written; the source's error is then
+ * the result. So the gate is asked and a checkpoint made whichever thread is ahead. */
 #include "engine/pipeline.h"
 
 #include <errno.h>
@@ -243,10 +243,10 @@ static ota_status read_transformed(ota_pipeline *p, ota_chunk *chunk, bool *ende
     return status < 0 ? status : OTA_OK;
 }
 
-/* A source that failed with the gate behind it: hands on the whole blocks that arrived, if a resume can use them. */
+/* A source or transform that fails once the header is there: what arrived before is still judged and written, so that the run
+ * goes the same way whichever thread is ahead, and a resume begins where the data ends. Only whole blocks are handed on. */
 static bool drain_after(ota_pipeline *p, ota_chunk *chunk, const ota_error *error) {
-    if (!checkpoints_on(p) || p->kind != OTA_TRANSFORM_NONE || error->stage != OTA_STAGE_SOURCE ||
-        error->status == OTA_ERR_CANCELLED || !header_known(p)) {
+    if (error->status == OTA_ERR_CANCELLED || !header_known(p)) {
         return false;
     }
     chunk->len = (size_t)ota_round_down(chunk->len, BLOCK);
@@ -507,6 +507,9 @@ static void *verifier_main(void *user) {
             ota_ring_release(&p->ring, OTA_RING_VERIFIER);
         }
     }
+    if (status >= 0 && !begun && !failed(p)) {
+        status = verify_resumed(p, &error); /* nothing new came: all of it was on the slot */
+    }
     return finish_thread(p, status, &error);
 }
 
@@ -701,11 +704,8 @@ static ota_status run_threads(ota_pipeline *p, ota_error *error) {
     for (uint32_t i = 0; i < started; i++) {
         pthread_join(threads[i], NULL);
     }
-    /* The threads may have ended between two looks: nothing they left may be lost. */
-    if (!failed(p) && !passed) {
-        if (step_gate(p, &told_open, &passed, error) >= 0 && !passed) {
-            ota_error_set(error, OTA_ERR_STATE, OTA_STAGE_NONE, 0, 0, "the source ended before its header");
-        }
+    if (p->opened && !told_open && p->error.status != OTA_ERR_CANCELLED) {
+        enter_phase(p, OTA_PHASE_HEADER, error); /* it failed in the header, before this thread saw that it was open */
     }
     if (p->error.status != OTA_OK) {
         *error = p->error;
