@@ -1,9 +1,6 @@
 # Errors cross here, once: a status and its details become an exception of rmaker_ota.errors.
 
-import os
-
-from cpython.exc cimport PyErr_CheckSignals
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 
 from ota_c cimport *
 

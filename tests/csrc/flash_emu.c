@@ -6,13 +6,8 @@
 
 #include "base/bytes.h"
 
-/* The plan's verdict; when it takes the power, what was not synced may go with it. */
-static int power(flash_emu *emu, uint32_t op, uint64_t offset, uint64_t len, uint64_t *take) {
-    return ota_fault_check(emu->fault, op, offset, len, take);
-}
-
-static void lose(flash_emu *emu) {
-    if (emu->fault == NULL || !emu->fault->lost || emu->cache == FLASH_EMU_NO_CACHE) {
+void flash_emu_lose_power(flash_emu *emu) {
+    if (emu->cache == FLASH_EMU_NO_CACHE) {
         return;
     }
     for (uint64_t at = 0; at < emu->flash.size; at += OTA_FLASH_SECTOR) {
@@ -25,6 +20,13 @@ static void lose(flash_emu *emu) {
         }
     }
     memcpy(emu->synced, emu->bytes, emu->flash.size);
+}
+
+/* When the plan took the power in this operation. */
+static void lose(flash_emu *emu) {
+    if (emu->fault != NULL && emu->fault->lost) {
+        flash_emu_lose_power(emu);
+    }
 }
 
 static ota_status report(ota_error *error, uint64_t offset, int errnum, const char *what) {
@@ -42,7 +44,7 @@ static ota_status emu_read(ota_flash *flash, uint64_t offset, void *buf, size_t 
     if (!ota_range_inside(offset, len, flash->size)) {
         return refuse(emu, error, offset);
     }
-    int errnum = power(emu, OTA_FAULT_READ, offset, len, &take);
+    int errnum = ota_fault_check(emu->fault, OTA_FAULT_READ, offset, len, &take);
     lose(emu);
     if (errnum == 0) {
         flash->reads++;
@@ -58,7 +60,7 @@ static ota_status emu_erase(ota_flash *flash, uint64_t offset, uint64_t len, ota
     if (offset % OTA_FLASH_SECTOR != 0 || len % OTA_FLASH_SECTOR != 0 || !ota_range_inside(offset, len, flash->size)) {
         return refuse(emu, error, offset);
     }
-    int errnum = power(emu, OTA_FAULT_ERASE, offset, len, &take);
+    int errnum = ota_fault_check(emu->fault, OTA_FAULT_ERASE, offset, len, &take);
     memset(emu->bytes + offset, 0xFF, take);
     for (uint64_t at = offset; at < offset + take; at += OTA_FLASH_SECTOR) {
         emu->erased[at / OTA_FLASH_SECTOR]++;
@@ -78,7 +80,7 @@ static ota_status emu_program(ota_flash *flash, uint64_t offset, const void *buf
     if (!ota_range_inside(offset, len, flash->size)) {
         return refuse(emu, error, offset);
     }
-    int errnum = power(emu, OTA_FAULT_WRITE, offset, len, &take);
+    int errnum = ota_fault_check(emu->fault, OTA_FAULT_WRITE, offset, len, &take);
     for (uint64_t i = 0; i < take; i++) {
         emu->clashes += (emu->bytes[offset + i] & data[i]) != data[i];
         emu->bytes[offset + i] &= data[i];
@@ -95,7 +97,7 @@ static ota_status emu_program(ota_flash *flash, uint64_t offset, const void *buf
 static ota_status emu_sync(ota_flash *flash, ota_error *error) {
     flash_emu *emu = (flash_emu *)flash;
     uint64_t take;
-    int errnum = power(emu, OTA_FAULT_SYNC, 0, 0, &take);
+    int errnum = ota_fault_check(emu->fault, OTA_FAULT_SYNC, 0, 0, &take);
     lose(emu);
     if (errnum == 0) {
         flash->syncs++;

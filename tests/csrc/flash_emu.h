@@ -34,6 +34,9 @@ void flash_emu_free(flash_emu *emu);
 /* Sets the content, without counting, and calls it synced. */
 void flash_emu_load(flash_emu *emu, uint64_t offset, const void *data, size_t len);
 
+/* The power goes between two operations: what the cache holds may be gone. */
+void flash_emu_lose_power(flash_emu *emu);
+
 void flash_emu_count_anew(flash_emu *emu);
 /* The largest count of any byte, or sector. */
 unsigned flash_emu_most_programmed(const flash_emu *emu);

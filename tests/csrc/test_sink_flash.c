@@ -17,7 +17,7 @@ static flash_emu emu;
 static ota_error error;
 static _Alignas(4096) uint8_t image[64 * SECTOR];
 static uint8_t held[64 * SECTOR];
-static int begun, committed;
+static int begun, committed, ended;
 static uint64_t erases_at_begin;
 static ota_status begin_result, commit_result;
 
@@ -34,6 +34,11 @@ static ota_status commit(void *user, ota_error *err) {
     return commit_result < 0 ? ota_error_set(err, commit_result, OTA_STAGE_TARGET, 7, 3, "commit says no") : OTA_OK;
 }
 
+static void end(void *user) {
+    CHECK(user == &emu);
+    ended++;
+}
+
 static void fill(uint8_t *bytes, size_t len, uint32_t seed) {
     for (size_t i = 0; i < len; i++) {
         seed = seed * 1664525u + 1013904223u;
@@ -48,6 +53,7 @@ static ota_sink *make(bool rewrite_same) {
                                       .rewrite_same = rewrite_same,
                                       .begin = begin,
                                       .commit = commit,
+                                      .end = end,
                                       .user = &emu};
     ota_sink *sink = NULL;
     memset(&error, 0, sizeof error);
@@ -69,7 +75,7 @@ static void fresh(bool erased_slot) {
     flash_emu_load(&emu, 0, other, FLASH_SIZE);
     free(other);
     fill(image, IMAGE_SIZE, 1);
-    begun = committed = 0;
+    begun = committed = ended = 0;
     begin_result = commit_result = OTA_OK;
     memset(&error, 0, sizeof error);
 }
@@ -256,6 +262,28 @@ TEST(nothing_is_committed_before_finish_nor_after_abort) {
     ota_sink_free(&sink);
 }
 
+TEST(the_end_is_told_once_after_a_begin_that_succeeded) {
+    fresh(false);
+    ota_sink *sink = make(false);
+    sink->ops->abort(sink);
+    CHECK_EQ(ended, 0);
+    CHECK_EQ(install(sink, IMAGE_SIZE, 16 * SECTOR), OTA_OK);
+    CHECK_EQ(ended, 1);
+    sink->ops->abort(sink);
+    CHECK_EQ(ended, 1);
+    CHECK_EQ(sink->ops->open(sink, IMAGE_SIZE, 0, &error), OTA_OK);
+    sink->ops->abort(sink);
+    CHECK_EQ(ended, 2);
+    CHECK_EQ(sink->ops->open(sink, IMAGE_SIZE, 0, &error), OTA_OK);
+    ota_sink_free(&sink);
+    CHECK_EQ(ended, 3);
+    sink = make(false);
+    begin_result = OTA_ERR_BUSY;
+    CHECK_EQ(sink->ops->open(sink, IMAGE_SIZE, 0, &error), OTA_ERR_BUSY);
+    ota_sink_free(&sink);
+    CHECK_EQ(ended, 3);
+}
+
 TEST(an_image_that_ends_early_is_not_finished) {
     fresh(false);
     ota_sink *sink = make(false);
@@ -438,6 +466,7 @@ int main(void) {
     RUN(a_begin_that_refuses_leaves_the_slot_alone_and_sticks);
     RUN(a_commit_that_refuses_is_told_as_commit);
     RUN(nothing_is_committed_before_finish_nor_after_abort);
+    RUN(the_end_is_told_once_after_a_begin_that_succeeded);
     RUN(an_image_that_ends_early_is_not_finished);
     RUN(only_the_last_piece_may_end_inside_a_sector);
     RUN(a_resume_goes_on_at_a_sector_and_reads_back_what_was_there);

@@ -71,6 +71,7 @@ typedef struct ota_sink_flash_options {
     ota_status (*begin)(void *user,
                         ota_error *error); /* before the first erase: drop the slot's boot entry; NULL: nothing */
     ota_status (*commit)(void *user, ota_error *error); /* choose the slot for the next boot; NULL: nothing */
+    void (*end)(void *user); /* once after each begin that succeeded: committed, aborted or freed; NULL: nothing */
     void *user;
 } ota_sink_flash_options;
 

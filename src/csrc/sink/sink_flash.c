@@ -44,6 +44,7 @@ typedef struct sink_flash {
     ota_sink sink;
     ota_sink_flash_options options;
     sink_flash_state state;
+    bool begun;        /* the caller is to hear of the end */
     ota_error first;   /* why the state is FAILED */
     uint64_t size;     /* of the image as announced, or OTA_SIZE_UNKNOWN */
     uint64_t position; /* image bytes taken, those before a resume included */
@@ -174,6 +175,16 @@ static ota_status write_run(sink_flash *self, uint64_t offset, const uint8_t *da
 
 /* ---- The sink ------------------------------------------------------------------------------------------------------ */
 
+static void close_sink(sink_flash *self) {
+    self->state = SINK_CLOSED;
+    if (self->begun) {
+        self->begun = false;
+        if (self->options.end != NULL) {
+            self->options.end(self->options.user);
+        }
+    }
+}
+
 static ota_status sink_flash_open(ota_sink *sink, uint64_t size, uint64_t offset, ota_error *error) {
     sink_flash *self = (sink_flash *)sink;
     if (self->state != SINK_CLOSED) {
@@ -199,6 +210,7 @@ static ota_status sink_flash_open(ota_sink *sink, uint64_t size, uint64_t offset
             return fail_with(self, error, &cause, OTA_STAGE_SINK, 0);
         }
     }
+    self->begun = true;
     return OTA_OK;
 }
 
@@ -286,16 +298,17 @@ static ota_status sink_flash_commit(ota_sink *sink, ota_error *error) {
             return fail_with(self, error, &cause, OTA_STAGE_COMMIT, self->position);
         }
     }
-    self->state = SINK_CLOSED;
+    close_sink(self);
     return OTA_OK;
 }
 
 static void sink_flash_abort(ota_sink *sink) {
-    ((sink_flash *)sink)->state = SINK_CLOSED;
+    close_sink((sink_flash *)sink);
 }
 
 static void sink_flash_free(ota_sink *sink) {
     sink_flash *self = (sink_flash *)sink;
+    close_sink(self);
     free(self->existing);
     free(self);
 }
