@@ -136,14 +136,11 @@ def parse_config(text: str, *, path: Path) -> CloudConfig:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not TOML: {error}") from error
     root = _Table(path, "", document)
-    service = root.table("service")
-    data_dir = service.path("data_dir") or path.parent.absolute() / "data"
-    http = _http(root.table("http"))
-    mqtt = _mqtt(root.table("mqtt"))
-    admin = _admin(root.table("admin"), data_dir)
-    service.finish()
+    service, http, mqtt, admin = (root.table(name) for name in ("service", "http", "mqtt", "admin"))
     root.finish()
-    return CloudConfig(ServiceConfig(data_dir), http, mqtt, admin, path)
+    data_dir = service.path("data_dir") or path.parent.absolute() / "data"
+    service.finish()
+    return CloudConfig(ServiceConfig(data_dir), _http(http), _mqtt(mqtt), _admin(admin, data_dir), path)
 
 
 def _http(table: _Table) -> HttpConfig:

@@ -125,7 +125,8 @@ class ImageServer:
         self._links = links
         self._stall_timeout_s = stall_timeout_s
         self._on_transfer = on_transfer
-        self.app = web.Application(middlewares=[_server_name])
+        self.app = web.Application()
+        self.app.on_response_prepare.append(_server_name)
         self.app.router.add_get("/images/{sha256}", self._image, allow_head=True)
 
     async def _image(self, request: web.Request) -> web.StreamResponse:
@@ -230,16 +231,8 @@ def _names_tag(header: str, tag: str) -> bool:
     return header.strip() == "*" or any(item.strip().removeprefix("W/") == tag for item in header.split(","))
 
 
-@web.middleware
-async def _server_name(request: web.Request, handler: Handler) -> web.StreamResponse:
-    try:
-        response = await handler(request)
-    except web.HTTPException as error:
-        error.headers["Server"] = SERVER
-        raise
-    if not response.prepared:
-        response.headers["Server"] = SERVER
-    return response
+async def _server_name(request: web.Request, response: web.StreamResponse) -> None:
+    response.headers["Server"] = SERVER
 
 
 class Changes:
