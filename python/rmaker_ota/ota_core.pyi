@@ -1,15 +1,158 @@
 """Types of the border to the C engine, room by room as in ``src/border``."""
 
+import os
+from typing import IO, NamedTuple, Self
+from collections.abc import Callable
+
 # ---- errors.pxi ------------------------------------------------------------------------------------------------------
 
 def status_table() -> list[tuple[str, int, int, str]]: ...
 
 # ---- esp.pxi ---------------------------------------------------------------------------------------------------------
 
+# ---- sink.pxi --------------------------------------------------------------------------------------------------------
+
+class Fault:
+    READ: int
+    WRITE: int
+    SYNC: int
+    ERASE: int
+    OPEN: int
+    def __init__(
+        self,
+        *,
+        ops: int = 0,
+        after: int = 0,
+        count: int = 0,
+        errnum: int = 0,
+        reaches: int = 0,
+        power_cut: bool = False,
+        torn_len: int = 0,
+    ) -> None: ...
+    @property
+    def seen(self) -> int: ...
+    @property
+    def lost(self) -> bool: ...
+
+class Sink:
+    @property
+    def capacity(self) -> int | None: ...
+    @property
+    def resume_size(self) -> int: ...
+    @property
+    def counts(self) -> dict[str, int]: ...
+
+class FileSink(Sink):
+    def __init__(
+        self, path: str | os.PathLike[str], *, buffered: bool = False, max_size: int = 0, fault: Fault | None = None
+    ) -> None: ...
+
 # ---- target.pxi ------------------------------------------------------------------------------------------------------
 
 # ---- source.pxi ------------------------------------------------------------------------------------------------------
 
+class SourceInfo(NamedTuple):
+    size: int | None
+    offset: int
+    entity_tag: str
+
+def public_url(url: str) -> str: ...
+
+class Source:
+    @property
+    def bytes_read(self) -> int: ...
+    @property
+    def requests(self) -> int: ...
+    def open(self, offset: int = 0) -> SourceInfo: ...
+    def read(self, size: int = 65536) -> bytes: ...
+    def cancel(self) -> None: ...
+    def close(self) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *exc_info: object) -> None: ...
+
+class HttpSource(Source):
+    def __init__(
+        self,
+        url: str,
+        *,
+        ca_file: str | os.PathLike[str] | None = None,
+        ca_pem: str | bytes | None = None,
+        client_cert_file: str | os.PathLike[str] | None = None,
+        client_key_file: str | os.PathLike[str] | None = None,
+        proxy: str | None = None,
+        user_agent: str | None = None,
+        entity_tag: str | None = None,
+        connect_to: str | None = None,
+        allow_http: bool = False,
+        skip_common_name_check: bool = False,
+        connect_timeout_ms: int = 0,
+        stall_timeout_ms: int = 0,
+        deadline_ms: int = 0,
+        max_bytes_per_s: int = 0,
+        max_redirects: int = 0,
+    ) -> None: ...
+
+class FileSource(Source):
+    def __init__(self, path: str | os.PathLike[str]) -> None: ...
+
+class FdSource(Source):
+    def __init__(self, fd: int | IO[bytes]) -> None: ...
+
+class MemorySource(Source):
+    def __init__(self, data: bytes | bytearray | memoryview) -> None: ...
+
+class PushSource(Source):
+    def __init__(self, size: int | None = None, capacity: int = 1 << 20, offset: int = 0) -> None: ...
+    def write(self, data: bytes | bytearray | memoryview) -> None: ...
+    def drain(self) -> None: ...
+    def end(self) -> None: ...
+    def fail(
+        self, error: BaseException | str, message: str | None = None, *, offset: int = 0, device_code: int = 0
+    ) -> None: ...
+
 # ---- engine.pxi ------------------------------------------------------------------------------------------------------
 
-class Sink: ...
+PHASES: tuple[str, ...]
+TRANSFORMS: tuple[str, ...]
+
+class Pipeline:
+    def __init__(
+        self,
+        source: Source,
+        sink: Sink,
+        *,
+        transform: str = "auto",
+        file_sha256: bytes | None = None,
+        file_md5: bytes | None = None,
+        compute_sha256: bool = True,
+        compute_md5: bool = False,
+        file_size: int | None = None,
+        image_rules: dict[str, int] | None = None,
+        max_image_size: int = 0,
+        header_size: int = 288,
+        header_required: bool = False,
+        read_back: bool = False,
+        single_thread: bool = False,
+        chunk_count: int = 8,
+        chunk_size: int = 1048576,
+        tick_ms: int = 100,
+        checkpoint_bytes: int = 0,
+        checkpoint_ms: int = 0,
+        resume_offset: int = 0,
+        resume_sha256: bytes | None = None,
+    ) -> None: ...
+    def run(
+        self,
+        *,
+        on_header: Callable[[bytes, int | None, int, str], None] | None = None,
+        on_phase: Callable[[str], None] | None = None,
+        on_checkpoint: Callable[[int, bytes, str], None] | None = None,
+        on_tick: Callable[[], None] | None = None,
+    ) -> None: ...
+    def cancel(self) -> None: ...
+    def progress(self) -> tuple[str, int, int | None, int]: ...
+    def counts(self) -> dict[str, int | str]: ...
+    @property
+    def sha256(self) -> bytes | None: ...
+    @property
+    def md5(self) -> bytes | None: ...

@@ -1,6 +1,9 @@
 # Errors cross here, once: a status and its details become an exception of rmaker_ota.errors.
 
-from libc.string cimport memset
+import os
+
+from cpython.exc cimport PyErr_CheckSignals
+from libc.string cimport memcpy, memset
 
 from ota_c cimport *
 

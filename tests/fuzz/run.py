@@ -47,7 +47,7 @@ def fuzz(entry: Path, seconds: int) -> bool:
     with log.open("w") as stream:
         done = subprocess.run(command, env={**os.environ, **RUN_ENV}, stdout=stream, stderr=stream, check=False)
     lines = log.read_text(errors="replace").splitlines()
-    stats = {line.split(":")[1].split()[0]: line.split()[-1] for line in lines if line.startswith("stat::")}
+    stats = {line.split(":")[2]: line.split()[-1] for line in lines if line.startswith("stat::")}
     executed = stats.get("number_of_executed_units", "?")
     print(f"fuzz: {entry.stem:<28} {'ok' if done.returncode == 0 else 'FAILED':<7} {executed} inputs", flush=True)
     if done.returncode != 0:

@@ -63,6 +63,15 @@ def describe(exc: BaseException) -> str:
     return str(exc) or type(exc).__name__
 
 
+def where(exc: BaseException) -> str:
+    """Stage and offset of an error, as they stand behind the sentence; empty where there is none."""
+    if not isinstance(exc, OtaError) or isinstance(exc, CancelledError):
+        return ""
+    parts = [exc.stage] if exc.stage != "none" else []
+    parts += [f"at byte {exc.offset}"] if exc.offset else []
+    return f" ({', '.join(parts)})" if parts else ""
+
+
 def wants_debug(args: Sequence[str]) -> bool:
     """Whether ``--debug`` stands before the command's name."""
     for arg in args:
@@ -109,7 +118,9 @@ def report(exc: BaseException, *, debug: bool = False, unexpected: bool = False)
 
         traceback.print_exception(exc)
     hint = " (a fault of this program; run `rmaker-ota --debug ...` for details)" if unexpected and not debug else ""
-    click.echo(f"rmaker-ota: {type(exc).__name__ + ': ' if unexpected else ''}{describe(exc)}{hint}", err=True)
+    click.echo(
+        f"rmaker-ota: {type(exc).__name__ + ': ' if unexpected else ''}{describe(exc)}{where(exc)}{hint}", err=True
+    )
 
 
 @contextmanager

@@ -30,10 +30,37 @@ Every deviation from the reference firmware carries its Q number (specification,
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+import json
+import logging
+import math
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from rmaker_ota.rainmaker.types import DiagState, DiagStatus, OtaData
+from rmaker_ota.rainmaker.messages import (
+    Job,
+    JobError,
+    Topics,
+    fetch_payload,
+    parse_otaurl,
+    parse_time_limits,
+    status_payload,
+)
+from rmaker_ota.rainmaker.types import (
+    COMMON_EVENT_BASE,
+    OTA_EVENT_BASE,
+    CommonEvent,
+    DiagState,
+    DiagStatus,
+    EspErr,
+    OtaData,
+    OtaEvent,
+    OtaStatus,
+    OtaType,
+    esp_err_name,
+    status_event,
+    status_text,
+)
 from rmaker_ota.targets.base import BootState
 
 StoredValue = bytes | str | int
@@ -115,6 +142,7 @@ class BootFacts:
 
     running_slot: str | None
     boot_state: BootState | None
+    next_slot: str | None = None  # where an update goes; None: not known
     project_name: str = ""
     version: str = ""
     secure_version: int = 0  # the smallest one the target accepts (eFuse)
@@ -238,11 +266,12 @@ class ImageDescription:
 
 @dataclass(frozen=True, slots=True)
 class AttemptHeader:
-    """The app descriptor was read; nothing is written before `AcceptHeader`. ``offset``: where the data really begins
-    (0: from the start, also when a resume was asked for). ``slot``: name of the slot being written."""
+    """The app descriptor was read (None: the target's images have none); nothing is written before `AcceptHeader`.
+    ``offset``: where the data really begins (0: from the start, also when a resume was asked for). ``slot``: name
+    of the slot being written."""
 
     attempt: int
-    description: ImageDescription
+    description: ImageDescription | None
     offset: int = 0
     slot: str | None = None
 
@@ -281,9 +310,8 @@ class AttemptFinished:
 
 @dataclass(frozen=True, slots=True)
 class AttemptFailed:
-    """``esp_err`` and ``errno`` (0: none) go into the report; ``answered``: the HTTP server had sent a response.
-
-    After `RefuseHeader` the attempt ends with `AttemptFailed` too, whatever the stage; it is ignored then.
+    """The attempt is over. ``esp_err`` and ``errno`` (0: none) go into the report; ``answered``: the HTTP server
+    had sent a response. A refused attempt (`RefuseHeader`) ends with this too, whatever the stage.
     """
 
     attempt: int
@@ -489,11 +517,15 @@ class RefuseHeader:
 
 @dataclass(frozen=True, slots=True)
 class QueueCallback:
-    """Question, answered with `CallbackQueued`: run the application's job callback on the worker."""
+    """Question, answered with `CallbackQueued`: run the application's job callback on the worker.
+
+    ``builtin``: there is no such callback; the machine handles the job itself once it is told that the job may begin.
+    """
 
     job: int
     handle: int
     data: OtaData
+    builtin: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -585,6 +617,80 @@ Action = (
 )
 
 
+# ---- The rules ------------------------------------------------------------------------------------------------
+
+# Names in the store (specification, section 6.2) ...
+KEY_JOB_ID = "rmaker_ota_id"  # blob: id of the last job taken
+KEY_UPDATE = "ota_update"  # blob 01: an image was installed and is not yet confirmed
+KEY_FAIL_REASON = "ota_fail_rsn"
+KEY_FAIL_JOB_ID = "ota_fail_jid"
+KEY_WRITTEN = "ota_written"  # integer: bytes durable in the slot (the firmware stores KiB)
+KEY_MD5 = "ota_file_md5"
+KEY_TEST_COUNT = "ota_test_cnt"
+KEY_TEST_JOB_ID = "ota_test_jid"
+# ... and those of this project.
+KEY_POSITION = "ota_position"  # str, JSON: what `ota_written` belongs to: slot, size, entity tag (Q24)
+KEY_TARGET = "ota_target"  # str, JSON: slot and version that were installed (Q35)
+KEY_RESULT = "ota_result"  # str, JSON: final reports that were not acknowledged yet (Q16)
+
+FETCH_DELAY_S = 5
+FETCH_PUBACK_S = 60
+FETCH_RETRY_S = 30
+FETCH_RETRY_STEPS = 5
+REBOOT_DELAY_S = 10
+CLOCK_UNSET = 1546300800  # 2019-01-01: a clock not beyond it was never set
+CLOCK_RETRY_S = 30
+WINDOW_BUFFER_S = 5
+RECONNECT_FETCH_S = 60  # Q17: an absence longer than this is followed by a fetch
+HEADER_SIZE = 1024  # bytes a file must have at least; positions below it count as none
+MAX_STORED_JOB_ID = 64  # bytes a stored job id can have to be read back
+MAX_RESULTS = 8
+MAX_ERR_DESC = 127
+MAX_ATTEMPT_INFO = 191
+
+SUCCESS_INFO = "OTA Upgrade finished and verified successfully"
+ROLLED_BACK_INFO = "Firmware rolled back"
+
+
+class _Busy(enum.Enum):
+    """Why no job is taken."""
+
+    JOB = "a job is running"
+    VERIFY = "the running image is not confirmed"
+    RESTART = "a new image waits for the restart"  # Q14
+
+
+@dataclass(slots=True)
+class _Result:
+    """A final report on its way; kept in the store until it is acknowledged (Q16)."""
+
+    job_id: str
+    status: int
+    info: str
+    reported: bool = False  # published, or tried to, and its event posted
+    token: int | None = None
+    message_id: int | None = None
+
+    @property
+    def idle(self) -> bool:
+        return self.token is None and self.message_id is None
+
+
+@dataclass(slots=True)
+class _Run:
+    """The built-in handler at work on one job. ``call`` None: not called by an application callback."""
+
+    call: int | None
+    data: OtaData
+    number: int = 0  # of the attempt: 1, 2, ...
+    attempt: int = 0  # its id
+    resume: ResumePoint | None = None
+    keep_position: bool = False
+    accepted: bool = False
+    refused: bool = False
+    percent: int = 0
+
+
 class Workflow:
     """The rules for one boot of one node.
 
@@ -593,6 +699,9 @@ class Workflow:
         node: the node information; None while it is missing.
         boot: what the target says at start-up.
         stored: the store's namespace ``rmaker_ota`` as it is now; None when it cannot be opened.
+
+    Raises:
+        ValueError: the options ask for a transport that is not there.
     """
 
     def __init__(
@@ -602,11 +711,964 @@ class Workflow:
         boot: BootFacts,
         stored: Mapping[str, StoredValue] | None,
     ) -> None:
+        if options.ota_transport != "https":
+            raise ValueError(f'ota_transport is "{options.ota_transport}", and only "https" is built in')
         self._options = options
         self._node = node
         self._boot = boot
+        self._boot_state = boot.boot_state
         self._stored: dict[str, StoredValue] | None = None if stored is None else dict(stored)
+        self._out: list[Action] = []
+        self._now = Now(0, 0, 0)
+        self._dead = False
+        self._numbers = 0
+        self._published: dict[int, Callable[[PublishResult], None]] = {}
+        self._asked: dict[int, Callable[[int], None]] = {}
+        self._early_acks: set[int] = set()
+
+        self._connected = False
+        self._disconnected_at: float | None = None
+        self._started = False
+        self._start_done = False
+        self._enabled = False
+        self._enable_call: int | None = None
+        self._config = EnableConfig()
+
+        self._busy: _Busy | None = None
+        self._job: Job | None = None
+        self._job_data = OtaData(None)
+        self._job_number = 0
+        self._callback_running = False
+        self._run: _Run | None = None
+        self._other_job_waits = False  # Q13
+        self._restart_due = False
+
+        self._fetch_due: float | None = None
+        self._fetch_token: int | None = None
+        self._fetch_message: int | None = None
+        self._fetch_failures = 0
+
+        self._installed_by_us = False
+        self._diagnostics: tuple[int, DiagState] | None = None
+        self._listening = False  # ask POST_MQTT at the next connection
+        self._verdict_awaited = False  # the application was asked and said PENDING (Q29)
+        self._undecided = False  # Q40
+        self._verdict: tuple[int, str] | None = None  # status and text of a report without a job id
+        self._results = self._load_results()
+        self._resend_failures = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether a job would not be taken now."""
+        return self._busy is not None
 
     def handle(self, event: Input, now: Now) -> list[Action]:
         """Takes one input and says what to do, in order."""
-        raise NotImplementedError
+        if self._dead:
+            return []
+        self._out = []
+        self._now = now
+        match event:
+            case Connected():
+                self._on_connected()
+            case Disconnected():
+                self._connected = False
+                self._disconnected_at = now.monotonic
+            case Started():
+                self._started = True
+                if self._enabled and self._enable_call is None:
+                    self._start()
+            case NodeInfoChanged(node):
+                self._node = node
+            case MessageReceived(topic, payload):
+                self._on_message(topic, payload)
+            case PublishResult(token):
+                done = self._published.pop(token, None)
+                if done is not None:
+                    done(event)
+                if not self._published:
+                    self._early_acks.clear()
+            case PubAck(message_id):
+                self._on_puback(message_id)
+            case TimerFired(kind):
+                self._on_timer(kind)
+            case AttemptHeader():
+                self._on_header(event)
+            case AttemptCheckpoint():
+                self._on_checkpoint(event)
+            case AttemptProgress():
+                self._on_progress(event)
+            case AttemptReceived(attempt):
+                self._on_received(attempt)
+            case AttemptFinished():
+                self._on_finished(event)
+            case AttemptFailed():
+                self._on_failed(event)
+            case CallbackQueued(job, accepted):
+                self._on_queued(job, accepted)
+            case CallbackReturned(job, error):
+                self._on_callback_returned(job, error)
+            case DiagnosticsReturned(token, status):
+                self._on_diagnostics(token, status)
+            case TargetResult(token, esp_err):
+                answered = self._asked.pop(token, None)
+                if answered is not None:
+                    answered(esp_err)
+            case Enable(call, ota_type, config):
+                self._enable(call, ota_type, config)
+            case CallFetch(call):
+                self._fetch(call)
+            case CallFetchWithDelay(call, seconds):
+                self._fetch_with_delay(call, seconds)
+            case CallReportStatus():
+                self._report_status(event)
+            case CallDefaultCallback(call, handle, data):
+                self._default_callback(call, handle, data)
+            case CallMarkValid(call):
+                self._mark_valid(call)
+            case CallMarkInvalid(call):
+                self._mark_invalid(call)
+        out, self._out = self._out, []
+        return out
+
+    # -- Small things
+
+    def _do(self, action: Action) -> None:
+        if not self._dead:
+            self._out.append(action)
+
+    def _log(self, level: int, message: str) -> None:
+        self._do(Log(level, message))
+
+    def _return(self, call: int | None, value: int) -> None:
+        if call is not None:
+            self._do(ApiReturn(call, value))
+
+    def _number(self) -> int:
+        self._numbers += 1
+        return self._numbers
+
+    @property
+    def _topics(self) -> Topics | None:
+        return None if self._node is None else Topics(self._node.node_id, self._options.mqtt_use_basic_ingest)
+
+    def _get(self, key: str) -> StoredValue | None:
+        return None if self._stored is None else self._stored.get(key)
+
+    def _set(self, key: str, value: StoredValue) -> None:
+        if self._stored is not None and self._stored.get(key) != value:
+            self._stored[key] = value
+            self._do(StoreSet(key, value))
+
+    def _erase(self, *keys: str) -> None:
+        for key in keys:
+            if self._stored is not None and self._stored.pop(key, None) is not None:
+                self._do(StoreErase(key))
+
+    def _get_text(self, key: str, limit: int | None = None) -> str | None:
+        value = self._get(key)
+        if isinstance(value, str):
+            value = value.encode()
+        if not isinstance(value, bytes) or (limit is not None and len(value) > limit):
+            return None
+        return value.decode("utf-8", "replace")
+
+    def _get_json(self, key: str) -> dict[str, object]:
+        try:
+            value = json.loads(self._get_text(key) or "{}")
+        except ValueError:
+            return {}
+        return value if isinstance(value, dict) else {}
+
+    @property
+    def _stored_job_id(self) -> str | None:
+        return self._get_text(KEY_JOB_ID, MAX_STORED_JOB_ID)
+
+    def _restart(self, reason: str) -> None:
+        self._do(Restart(reason))
+        self._dead = True
+
+    # -- Reports
+
+    def _publish(self, topic: str, payload: bytes, done: Callable[[PublishResult], None]) -> int:
+        token = self._number()
+        self._published[token] = done
+        self._do(Publish(token, topic, payload))
+        return token
+
+    def _report(
+        self,
+        status: int,
+        info: str,
+        *,
+        final: bool = False,
+        consume: bool = True,
+        then: Callable[[int], None] | None = None,
+    ) -> None:
+        """Reports under the id of the job at hand, else under the stored one, which is used up by it unless not
+        ``consume``.
+
+        ``final``: the outcome of a job, kept until it is acknowledged. ``then`` gets the `EspErr` of the report.
+        """
+        job_id = self._job.job_id if self._job is not None else self._stored_job_id
+        from_store = self._job is None and job_id is not None
+        topics = self._topics
+
+        def finish(err: int) -> None:
+            self._do(PostEvent(OTA_EVENT_BASE, status_event(status), info))
+            if then is not None:
+                then(err)
+
+        if topics is None:
+            finish(EspErr.ESP_FAIL)
+            return
+        if job_id is None and self._stored is not None:
+            self._log(logging.WARNING, f"no job to report '{info}' for")
+            finish(EspErr.ESP_ERR_INVALID_STATE)
+            return
+        result: _Result | None = None
+        if job_id is not None:
+            self._forget_results(job_id)
+            if final:
+                result = _Result(job_id, status, info, reported=True)
+                self._results = [*self._results[-MAX_RESULTS + 1 :], result]
+            self._save_results()
+            if from_store and final and consume:
+                self._erase(KEY_JOB_ID)
+
+        def done(answer: PublishResult) -> None:
+            if from_store and consume and not final and answer.accepted:
+                self._erase(KEY_JOB_ID)
+            if result is not None:
+                self._result_published(result, answer)
+            finish(EspErr.ESP_OK if answer.accepted else EspErr.ESP_FAIL)
+
+        token = self._publish(topics.otastatus, self._status_payload(job_id, status, info), done)
+        if result is not None:
+            result.token = token
+
+    def _status_payload(self, job_id: str | None, status: int, info: str) -> bytes:
+        network_id = None if self._node is None else self._node.network_id
+        return status_payload(job_id, status_text(status), info, self._now.unix, network_id)
+
+    def _load_results(self) -> list[_Result]:
+        try:
+            stored = json.loads(self._get_text(KEY_RESULT) or "[]")
+            return [
+                _Result(str(entry["id"]), int(entry["status"]), str(entry["info"]), bool(entry["reported"]))
+                for entry in stored
+            ][-MAX_RESULTS:]
+        except (ValueError, TypeError, KeyError):
+            return []  # not ours, or damaged: there is nothing to send
+
+    def _save_results(self) -> None:
+        if not self._results:
+            self._erase(KEY_RESULT)
+            return
+        entries = [
+            {"id": one.job_id, "status": int(one.status), "info": one.info, "reported": one.reported}
+            for one in self._results
+        ]
+        self._set(KEY_RESULT, json.dumps(entries, ensure_ascii=False, separators=(",", ":")))
+
+    def _forget_results(self, job_id: str) -> None:
+        self._results = [one for one in self._results if one.job_id != job_id]
+
+    def _result_published(self, result: _Result, answer: PublishResult) -> None:
+        result.token = None
+        if not answer.accepted:
+            delay = FETCH_RETRY_S * 2 ** min(self._resend_failures, FETCH_RETRY_STEPS - 1)
+            self._resend_failures += 1
+            self._do(StartTimer(TimerKind.RESEND, delay))
+        elif answer.message_id is None or answer.message_id in self._early_acks:
+            self._result_acknowledged(result)
+        else:
+            result.message_id = answer.message_id
+
+    def _result_acknowledged(self, result: _Result) -> None:
+        self._resend_failures = 0
+        self._results = [one for one in self._results if one is not result]
+        self._save_results()
+
+    def _send_results(self) -> None:
+        """Sends the final reports that nobody has taken over yet."""
+        topics = self._topics
+        if topics is None:
+            return
+        for result in [one for one in self._results if one.idle]:
+            first = not result.reported
+            if first:
+                result.reported = True
+                self._save_results()
+                if self._job is None and self._stored_job_id == result.job_id:
+                    self._erase(KEY_JOB_ID)
+                if self._get_text(KEY_FAIL_JOB_ID) == result.job_id:
+                    self._erase(KEY_FAIL_JOB_ID, KEY_FAIL_REASON, KEY_JOB_ID)
+
+            def done(answer: PublishResult, result: _Result = result, first: bool = first) -> None:
+                self._result_published(result, answer)
+                if first:
+                    self._do(PostEvent(OTA_EVENT_BASE, status_event(result.status), result.info))
+
+            payload = self._status_payload(result.job_id, result.status, result.info)
+            result.token = self._publish(topics.otastatus, payload, done)
+
+    def _report_status(self, event: CallReportStatus) -> None:
+        if event.handle is None or not self._enabled:
+            self._return(event.call, EspErr.ESP_FAIL)
+            return
+        self._report(
+            event.status,
+            event.info or "",
+            final=event.status in (OtaStatus.SUCCESS, OtaStatus.FAILED, OtaStatus.REJECTED),
+            then=lambda err: self._return(event.call, err),
+        )
+
+    # -- Connection and start
+
+    def _on_connected(self) -> None:
+        self._connected = True
+        away = None if self._disconnected_at is None else self._now.monotonic - self._disconnected_at
+        self._disconnected_at = None
+        if self._listening:
+            self._ask_diagnostics(DiagState.POST_MQTT)
+        if self._start_done:
+            self._send_results()
+            wanted = self._options.fetch_after_reconnect and not self._options.strict
+            if wanted and away is not None and away > RECONNECT_FETCH_S and self._busy is None:
+                self._schedule_fetch(FETCH_DELAY_S)  # Q17
+
+    def _start(self) -> None:
+        if self._start_done:
+            return
+        self._start_done = True
+        self._send_results()
+        if self._verdict is not None:
+            (status, info), self._verdict = self._verdict, None
+            self._report(status, info, final=True)
+        if self._undecided:
+            self._report(
+                OtaStatus.FAILED, "Diagnostics failed and there is no image to roll back to", final=True, consume=False
+            )
+        if self._topics is not None:
+            self._do(Subscribe(self._topics.otaurl))
+        if self._options.ota_autofetch and self._busy is None:
+            self._schedule_fetch(FETCH_DELAY_S)
+        if self._options.ota_autofetch_period_hours > 0:
+            self._do(StartTimer(TimerKind.AUTOFETCH, self._options.ota_autofetch_period_hours * 3600))
+
+    def _on_puback(self, message_id: int) -> None:
+        if self._published:
+            self._early_acks.add(message_id)
+        if message_id == self._fetch_message:
+            self._fetch_acknowledged()
+        for result in list(self._results):
+            if result.message_id == message_id:
+                self._result_acknowledged(result)
+
+    def _on_timer(self, kind: TimerKind) -> None:
+        match kind:
+            case TimerKind.FETCH if self._fetch_due is not None:
+                self._fetch_due = None
+                self._fetch(None)
+            case TimerKind.FETCH_PUBACK if self._fetch_message is not None:
+                self._fetch_message = None
+                self._retry_fetch()
+            case TimerKind.AUTOFETCH:
+                self._fetch(None)
+                self._do(StartTimer(TimerKind.AUTOFETCH, self._options.ota_autofetch_period_hours * 3600))
+            case TimerKind.ROLLBACK if self._boot_state == BootState.PENDING_VERIFY:
+                self._time_out()
+            case TimerKind.REBOOT if self._restart_due:
+                self._restart("new firmware")
+            case TimerKind.RESEND if self._start_done:
+                self._send_results()
+
+    # -- Fetch
+
+    def _schedule_fetch(self, seconds: float) -> None:
+        """One fetch is due at a time; an earlier one takes the place of a later one (Q7, Q30)."""
+        due = self._now.monotonic + seconds
+        effective = self._fetch_due is None or due < self._fetch_due
+        self._do(FetchScheduled(seconds, effective))
+        if effective:
+            self._fetch_due = due
+            self._do(StartTimer(TimerKind.FETCH, seconds))
+
+    def _retry_fetch(self) -> None:
+        self._fetch_failures = min(self._fetch_failures + 1, FETCH_RETRY_STEPS)
+        self._schedule_fetch(FETCH_RETRY_S * 2 ** (self._fetch_failures - 1))
+
+    def _fetch(self, call: int | None) -> None:
+        if self._fetch_token is not None or self._fetch_message is not None:
+            self._return(call, EspErr.ESP_OK)
+            return
+        topics = self._topics
+        if not self._connected or self._node is None or topics is None:
+            self._retry_fetch()
+            self._return(call, EspErr.ESP_FAIL if self._connected else EspErr.ESP_ERR_INVALID_STATE)
+            return
+
+        def done(answer: PublishResult) -> None:
+            self._fetch_token = None
+            if not answer.accepted or answer.message_id is None:
+                self._retry_fetch()
+                self._return(call, EspErr.ESP_FAIL)
+                return
+            self._fetch_message = answer.message_id
+            self._do(StartTimer(TimerKind.FETCH_PUBACK, FETCH_PUBACK_S))
+            if answer.message_id in self._early_acks:  # Q42
+                self._fetch_acknowledged()
+            self._return(call, EspErr.ESP_OK)
+
+        payload = fetch_payload(self._node.node_id, self._node.fw_version, self._node.network_id)
+        self._fetch_token = self._publish(topics.otafetch, payload, done)
+
+    def _fetch_acknowledged(self) -> None:
+        self._fetch_message = None
+        self._fetch_failures = 0
+        self._do(StopTimer(TimerKind.FETCH_PUBACK))
+
+    def _fetch_with_delay(self, call: int, seconds: int) -> None:
+        if seconds < 0:  # Q8
+            self._return(call, EspErr.ESP_ERR_INVALID_ARG)
+            return
+        self._schedule_fetch(seconds)
+        self._return(call, EspErr.ESP_OK)
+
+    # -- Enable, confirmation, rollback
+
+    def _enable(self, call: int, ota_type: int, config: EnableConfig | None) -> None:
+        if ota_type not in (OtaType.USING_PARAMS, OtaType.USING_TOPICS):
+            self._return(call, EspErr.ESP_ERR_INVALID_ARG)
+        elif self._enabled:
+            self._return(call, EspErr.ESP_FAIL)
+        elif ota_type == OtaType.USING_PARAMS:
+            self._log(logging.ERROR, "the params workflow is not built in")
+            self._return(call, EspErr.ESP_ERR_NOT_SUPPORTED)
+        else:
+            self._enabled = True  # before the diagnostics, so that they can confirm (Q3)
+            self._enable_call = call
+            self._config = config or EnableConfig()
+            self._check_boot()
+
+    def _check_boot(self) -> None:
+        self._installed_by_us = self._get(KEY_UPDATE) is not None
+        if self._boot_state == BootState.PENDING_VERIFY:
+            self._busy = _Busy.VERIFY
+            self._ask_diagnostics(DiagState.INIT)
+            return
+        if self._installed_by_us:
+            self._record_outcome()
+        self._enable_done()
+
+    def _record_outcome(self) -> None:
+        """An image of ours is not waiting to be confirmed: it was rolled back, or it runs without having to be."""
+        target = self._get_json(KEY_TARGET)
+        if target and (target.get("slot"), target.get("version")) == (self._boot.running_slot, self._boot.version):
+            job_id, status, info = self._stored_job_id, OtaStatus.SUCCESS, SUCCESS_INFO  # Q35
+        elif (failed := self._get_text(KEY_FAIL_JOB_ID)) is not None:
+            reason = self._get_text(KEY_FAIL_REASON) or "Firmware verification failed"
+            job_id, status, info = failed, OtaStatus.FAILED, reason
+        else:
+            job_id, status, info = self._stored_job_id, OtaStatus.REJECTED, ROLLED_BACK_INFO
+        if job_id is None:
+            self._verdict = (status, info)
+        else:  # kept before the flag goes (Q16)
+            self._forget_results(job_id)
+            self._results.append(_Result(job_id, status, info))
+            self._save_results()
+        self._erase(KEY_UPDATE, KEY_TARGET)
+
+    def _enable_done(self) -> None:
+        call, self._enable_call = self._enable_call, None
+        self._return(call, EspErr.ESP_OK)
+        if call is not None and self._started:  # Q4
+            self._start()
+
+    def _ask_diagnostics(self, state: DiagState) -> None:
+        if self._diagnostics is not None:
+            return
+        token = self._number()
+        self._diagnostics = (token, state)
+        if self._config.has_diagnostics:
+            self._do(CallDiagnostics(token, state, self._installed_by_us))
+        else:
+            self._on_diagnostics(token, DiagStatus.SUCCESS)
+
+    def _on_diagnostics(self, token: int, status: DiagStatus) -> None:
+        if self._diagnostics is None or self._diagnostics[0] != token:
+            return
+        state = self._diagnostics[1]
+        self._diagnostics = None
+        pending = self._boot_state == BootState.PENDING_VERIFY
+        if state == DiagState.INIT:
+            self._init_diagnosed(pending, status)
+        elif not pending:
+            pass  # decided inside the callback
+        elif status == DiagStatus.SUCCESS:
+            if self._options.ota_test_rollback:
+                self._test_rollback()
+            else:
+                self._mark_valid(None)
+        elif status == DiagStatus.FAIL:
+            self._roll_back(lambda _: None)
+        elif not self._verdict_awaited:
+            self._verdict_awaited = True  # the application has the whole period from now on (Q29)
+            self._start_rollback_timer()
+
+    def _init_diagnosed(self, pending: bool, status: DiagStatus) -> None:
+        if not pending:
+            self._enable_done()
+        elif status == DiagStatus.FAIL:
+
+            def impossible(_: int) -> None:
+                self._undecided = True  # Q40
+                self._log(logging.ERROR, "diagnostics failed, and there is no image to roll back to")
+                self._enable_done()
+
+            self._roll_back(impossible)
+        else:
+            self._start_rollback_timer()
+            self._listening = True
+            self._enable_done()
+            if self._connected:
+                self._ask_diagnostics(DiagState.POST_MQTT)
+
+    def _start_rollback_timer(self) -> None:
+        self._do(StartTimer(TimerKind.ROLLBACK, self._options.ota_rollback_wait_period_s, repeat=True))
+
+    def _ask(self, action: Callable[[int], Action], answered: Callable[[int], None]) -> None:
+        token = self._number()
+        self._asked[token] = answered
+        self._do(action(token))
+
+    def _roll_back(self, refused: Callable[[int], None]) -> None:
+        def answered(err: int) -> None:
+            if err == EspErr.ESP_OK:
+                self._restart("rollback")
+            else:
+                self._log(logging.ERROR, f"cannot roll back: {esp_err_name(err)}")
+                refused(err)
+
+        self._ask(MarkInvalid, answered)
+
+    def _time_out(self) -> None:
+        """Nobody confirmed the image in time."""
+        undo: list[Callable[[], None]] = []
+        if self._options.ota_rollback_report_failed:
+            period = self._options.ota_rollback_wait_period_s
+            what = "Firmware verification did not finish" if self._verdict_awaited else "MQTT did not connect"
+            job_id = self._get(KEY_JOB_ID)
+            self._set(KEY_FAIL_REASON, f"{what} within {period} seconds")
+            undo.append(lambda: self._erase(KEY_FAIL_REASON))
+            if job_id is not None and self._stored_job_id is not None:
+                self._set(KEY_FAIL_JOB_ID, self._stored_job_id)
+                self._erase(KEY_JOB_ID)
+                undo.append(lambda: self._set(KEY_JOB_ID, job_id))
+                undo.append(lambda: self._erase(KEY_FAIL_JOB_ID))
+
+        def refused(_: int) -> None:
+            for step in undo:
+                step()
+
+        self._roll_back(refused)
+
+    def _mark_valid(self, call: int | None, info: str = SUCCESS_INFO) -> None:
+        if self._boot_state is not None and self._boot_state != BootState.PENDING_VERIFY:
+            self._return(call, EspErr.ESP_ERR_INVALID_STATE)
+            return
+        if not self._enabled:
+            self._return(call, EspErr.ESP_ERR_INVALID_ARG)
+            return
+
+        def answered(err: int) -> None:
+            if err != EspErr.ESP_OK:  # Q34
+                self._log(logging.ERROR, f"cannot confirm the running image: {esp_err_name(err)}")
+                self._return(call, err)
+                return
+            self._boot_state = BootState.VALID
+            self._listening = False
+            self._undecided = False
+            if self._busy == _Busy.VERIFY:
+                self._free()
+            self._do(StopTimer(TimerKind.ROLLBACK))
+            self._report(OtaStatus.SUCCESS, info, final=True)
+            self._erase(KEY_UPDATE, KEY_TARGET)
+            self._schedule_fetch(FETCH_DELAY_S)
+            self._return(call, EspErr.ESP_OK)
+
+        self._ask(MarkValid, answered)
+
+    def _mark_invalid(self, call: int) -> None:
+        if self._boot_state is not None and self._boot_state != BootState.PENDING_VERIFY:
+            self._return(call, EspErr.ESP_ERR_INVALID_STATE)
+            return
+        self._roll_back(lambda err: self._return(call, err))  # Q9
+
+    def _test_rollback(self) -> None:
+        job_id = self._stored_job_id
+        same = job_id is not None and self._get_text(KEY_TEST_JOB_ID) == job_id
+        previous = self._get(KEY_TEST_COUNT)
+        count = previous + 1 if same and isinstance(previous, int) else 1
+        limit = self._options.ota_test_rollback_count
+        self._set(KEY_TEST_COUNT, count)
+        if job_id is not None:
+            self._set(KEY_TEST_JOB_ID, job_id.encode())
+        if limit and count >= limit:
+            self._erase(KEY_TEST_COUNT, KEY_TEST_JOB_ID)
+            self._mark_valid(None, f"TEST_ROLLBACK_END: {count}/{limit} cycles complete; marking valid")
+            return
+        cycle = f"cycle {count}/{limit}" if limit else f"cycle {count}, indefinite"
+        self._do(StopTimer(TimerKind.ROLLBACK))
+        self._report(OtaStatus.FAILED, f"TEST_ROLLBACK: forced failure to re-trigger OTA ({cycle})", final=True)
+        self._erase(KEY_UPDATE, KEY_TARGET, KEY_JOB_ID, KEY_FAIL_REASON, KEY_FAIL_JOB_ID)
+        self._roll_back(lambda _: None)
+
+    # -- Jobs
+
+    def _on_message(self, topic: str, payload: bytes) -> None:
+        if not self._enabled or self._topics is None or topic != self._topics.otaurl:
+            return
+        if self._busy is not None:
+            self._note_other_job(payload)
+            return
+        try:
+            job = parse_otaurl(payload)
+        except JobError as error:
+            if error.job_id is None:  # Q11: nobody to report to
+                self._log(logging.WARNING, f"message on {topic} dropped: {error.info}")
+                self._do(PostEvent(OTA_EVENT_BASE, OtaEvent.FAILED, error.info))
+            else:
+                self._take(Job(error.job_id, ""))
+                self._report(OtaStatus.FAILED, error.info, final=True)
+                self._end_job()
+            return
+        self._take(job)
+        data = OtaData(
+            url=job.url,
+            stream_id=job.stream_id,
+            filesize=job.file_size,
+            fw_version=job.fw_version,
+            file_md5=job.file_md5,
+            ota_job_id=job.job_id,
+            server_cert=self._config.server_cert,
+            priv=self._config.priv,
+            metadata=job.metadata,
+        )
+        self._job_data = data
+        builtin = not self._config.has_ota_callback
+        self._do(QueueCallback(self._job_number, self._job_number, data, builtin))
+
+    def _take(self, job: Job) -> None:
+        self._busy = _Busy.JOB
+        self._job = job
+        self._job_number = self._number()
+        self._set(KEY_JOB_ID, job.job_id.encode())
+        if any(one.job_id == job.job_id for one in self._results):
+            self._forget_results(job.job_id)  # it is begun anew, so its earlier outcome is history
+            self._save_results()
+
+    def _note_other_job(self, payload: bytes) -> None:
+        """A job came while none is taken (Q13): another one than that at hand is asked for again when there is time."""
+        current = self._job.job_id if self._job is not None else self._stored_job_id
+        try:
+            other = parse_otaurl(payload).job_id
+        except JobError as error:
+            self._log(logging.WARNING, f"message dropped while busy: {error.info}")
+            return
+        if other == current:
+            self._log(logging.DEBUG, f"job {other} is the one at hand")
+        else:
+            self._other_job_waits = True
+            reason = "" if self._busy is None else self._busy.value
+            self._log(logging.INFO, f"job {other} waits: {reason}")
+
+    def _on_queued(self, number: int, accepted: bool) -> None:
+        if self._job is None or number != self._job_number or self._run is not None:
+            return
+        if not accepted:
+            self._log(logging.WARNING, f"no room for job {self._job.job_id}; asking for it again")
+            self._end_job()
+            self._schedule_fetch(FETCH_DELAY_S)  # Q12
+        elif self._config.has_ota_callback:
+            self._callback_running = True
+        else:
+            self._begin_run(_Run(None, self._job_data))
+
+    def _on_callback_returned(self, number: int, error: str | None) -> None:
+        if not self._callback_running or number != self._job_number:
+            return
+        self._callback_running = False
+        if error is not None:
+            self._report(OtaStatus.FAILED, f"OTA callback failed: {error}", final=True)
+        if self._run is None:
+            self._end_job()
+
+    def _end_job(self) -> None:
+        self._job = None
+        self._free()
+
+    def _free(self) -> None:
+        """Jobs are taken again, unless a new image waits for the restart (Q14)."""
+        if self._restart_due:
+            self._busy = _Busy.RESTART
+        elif self._boot_state == BootState.PENDING_VERIFY:
+            self._busy = _Busy.VERIFY
+        else:
+            self._busy = None
+        if self._other_job_waits and self._busy is None:
+            self._other_job_waits = False
+            self._schedule_fetch(FETCH_DELAY_S)  # Q13
+
+    # -- The built-in handler
+
+    def _default_callback(self, call: int, handle: int | None, data: OtaData) -> None:
+        if handle is None or not self._enabled or data.url is None:
+            self._return(call, EspErr.ESP_FAIL)
+        elif self._run is not None:
+            self._log(logging.ERROR, "a download is running already")
+            self._return(call, EspErr.ESP_FAIL)
+        else:
+            self._begin_run(_Run(call, data))
+
+    def _begin_run(self, run: _Run) -> None:
+        self._run = run
+        self._busy = self._busy or _Busy.JOB
+        if self._options.ota_time_support and not self._in_time(run.data.metadata):
+            self._end_run(EspErr.ESP_FAIL)
+            return
+        self._do(PostEvent(OTA_EVENT_BASE, OtaEvent.STARTING))
+        self._next_attempt(run)
+
+    def _end_run(self, value: int) -> None:
+        run, self._run = self._run, None
+        if run is None:
+            return
+        self._return(run.call, value)
+        if not self._callback_running:
+            self._end_job()
+
+    def _in_time(self, metadata: str | None) -> bool:
+        """Download window and validity (section 4.1); reports and schedules when it is not the time."""
+        limits = parse_time_limits(metadata)
+        if limits is None:
+            return True
+        now = math.floor(self._now.unix)
+        if now <= CLOCK_UNSET:
+            return self._delay("No time information available yet.", CLOCK_RETRY_S)
+        if limits.valid_from is not None and now < limits.valid_from:
+            return self._delay("Not within valid window.", limits.valid_from - now + WINDOW_BUFFER_S)
+        if limits.valid_until is not None and now > limits.valid_until:
+            self._report(OtaStatus.FAILED, "OTA download window lapsed.", final=True)
+            return False
+        if limits.window_start is None:
+            return True
+        if limits.window_end is None:
+            self._report(OtaStatus.FAILED, "Invalid download window specified.", final=True)
+            return False
+        wait = minutes_to_window(limits.window_start, limits.window_end, self._now.local_minute)
+        if wait == 0:
+            return True
+        return self._delay("Not within download window.", wait * 60 + WINDOW_BUFFER_S)
+
+    def _delay(self, info: str, seconds: int) -> bool:
+        self._report(OtaStatus.DELAYED, info)
+        self._schedule_fetch(seconds)
+        return False
+
+    def _next_attempt(self, run: _Run) -> None:
+        run.number += 1
+        run.attempt = self._number()
+        run.accepted = run.refused = False
+        run.percent = 0
+        total = self._options.ota_max_retries
+        self._report(OtaStatus.IN_PROGRESS, f"Starting OTA Upgrade (HTTPS attempt {run.number}/{total})")
+        self._look_up_position(run)
+        cert = None if self._options.use_cert_bundle else self._config.server_cert
+        self._do(
+            StartAttempt(
+                attempt=run.attempt,
+                number=run.number,
+                url=run.data.url or "",
+                resume=run.resume,
+                md5=run.data.file_md5 or None,
+                size=max(run.data.filesize, 0),
+                header_size=HEADER_SIZE,
+                server_cert=cert,
+                keep_position=run.keep_position,
+                allow_http=self._options.allow_http,
+                skip_common_name_check=self._options.ota_skip_common_name_check,
+            )
+        )
+
+    def _current(self, attempt: int) -> _Run | None:
+        return self._run if self._run is not None and self._run.attempt == attempt else None
+
+    def _look_up_position(self, run: _Run) -> None:
+        """Where to begin (section 4.3; Q24, Q36)."""
+        md5 = run.data.file_md5
+        run.resume = None
+        run.keep_position = bool(md5) and self._options.http_ota_resumption and self._stored is not None
+        if not run.keep_position or not md5:
+            return
+        written = self._get(KEY_WRITTEN)
+        position = self._get_json(KEY_POSITION)
+        if isinstance(written, int) and (self._get_text(KEY_MD5) or "").lower() == md5.lower():
+            if not position:
+                written *= 1024  # the firmware's own note
+            fits = (
+                position.get("size", run.data.filesize) == run.data.filesize
+                and position.get("slot") in (None, self._boot.next_slot)
+                and (run.data.filesize <= 0 or written <= run.data.filesize)
+            )
+            if fits and written >= HEADER_SIZE:
+                run.resume = ResumePoint(written, str(position.get("entity_tag", "")))
+                return
+        self._erase(KEY_POSITION)
+        self._set(KEY_WRITTEN, 0)
+        self._set(KEY_MD5, md5)
+
+    def _forget_position(self) -> None:
+        self._erase(KEY_WRITTEN, KEY_MD5, KEY_POSITION)
+
+    def _on_header(self, event: AttemptHeader) -> None:
+        run = self._current(event.attempt)
+        if run is None or run.accepted or run.refused:
+            return
+        reason = None if event.description is None else self._refusal(event.description)
+        if reason is not None:
+            run.refused = True
+            self._report(OtaStatus.REJECTED, reason, final=True)
+            self._do(RefuseHeader(event.attempt, reason))
+            return
+        run.accepted = True
+        self._report(OtaStatus.IN_PROGRESS, "Downloading Firmware Image")
+        if not run.keep_position:
+            self._forget_position()  # the slot is about to be overwritten (Q43)
+        elif event.offset < (run.resume.offset if run.resume is not None else 0):
+            self._erase(KEY_POSITION)
+            self._set(KEY_WRITTEN, 0)
+        self._do(AcceptHeader(event.attempt))
+
+    def _refusal(self, image: ImageDescription) -> str | None:
+        """Why an image is not wanted (section 4.4), or None."""
+        options = self._options
+        if not options.ota_skip_project_name_check and image.project_name != self._boot.project_name:
+            return "Project Name mismatch"
+        if not options.ota_skip_version_check and image.version == self._boot.version:
+            return "Same version received"
+        if not options.ota_skip_secure_version_check and image.secure_version < self._boot.secure_version:
+            return "Lower secure version received"
+        return None
+
+    def _on_checkpoint(self, event: AttemptCheckpoint) -> None:
+        run = self._current(event.attempt)
+        if run is None or not run.accepted or not run.keep_position:
+            return
+        position: dict[str, object] = {"slot": self._boot.next_slot, "size": run.data.filesize}
+        if event.point.entity_tag:
+            position["entity_tag"] = event.point.entity_tag
+        self._set(KEY_POSITION, json.dumps(position, separators=(",", ":")))
+        self._set(KEY_WRITTEN, event.point.offset)
+
+    def _on_progress(self, event: AttemptProgress) -> None:
+        run = self._current(event.attempt)
+        if run is None or not run.accepted or not self._options.ota_progress_support or run.data.filesize <= 0:
+            return
+        interval = self._options.ota_progress_interval_pct
+        reached = min(100 * event.bytes_done // run.data.filesize, 99)
+        for percent in range(run.percent + interval, reached + 1, interval):  # each multiple once (Q23)
+            run.percent = percent
+            self._report(OtaStatus.IN_PROGRESS, f"Downloaded {percent}% Firmware Image")
+
+    def _on_received(self, attempt: int) -> None:
+        if self._current(attempt) is None:
+            return
+        self._forget_position()
+        self._report(OtaStatus.IN_PROGRESS, "Firmware Image download complete")
+
+    def _on_failed(self, event: AttemptFailed) -> None:
+        run = self._current(event.attempt)
+        if run is None:
+            return
+        if event.stage == Stage.CHIP and not run.refused:
+            run.refused = True
+            self._report(OtaStatus.REJECTED, "Chip revision mismatch", final=True)
+        if run.refused:
+            self._end_run(EspErr.ESP_FAIL)
+            return
+        if not run.accepted and (event.answered or run.resume is None):
+            # What is kept may be why it cannot begin (Q24). An unreachable server says nothing about it.
+            self._forget_position()
+        total = self._options.ota_max_retries
+        info = f"OTA Attempt {run.number}/{total} failed: {_describe(event)[:MAX_ERR_DESC]}"[:MAX_ATTEMPT_INFO]
+        last = run.number >= total
+        keep = self._options.report_attempt_failures
+        self._report(OtaStatus.FAILED if keep or last else OtaStatus.IN_PROGRESS, info)  # Q31
+        if not last:
+            self._next_attempt(run)
+            return
+        self._schedule_fetch(self._options.ota_retry_delay_minutes * 60)
+        self._end_run(EspErr.ESP_FAIL)
+
+    def _on_finished(self, event: AttemptFinished) -> None:
+        run = self._current(event.attempt)
+        if run is None:
+            return
+        tries = "attempt" if run.number == 1 else "attempts"
+        if self._options.rollback_enable:
+            target = {"slot": event.slot or self._boot.next_slot, "version": event.version}
+            self._set(KEY_TARGET, json.dumps(target, separators=(",", ":")))  # Q35
+            self._set(KEY_UPDATE, b"\x01")
+            self._report(OtaStatus.IN_PROGRESS, f"Rebooting into new firmware (after {run.number} HTTPS {tries})")
+        else:
+            self._report(
+                OtaStatus.SUCCESS,
+                f"HTTPS OTA Upgrade finished successfully (after {run.number} {tries})",
+                final=True,
+            )
+        if self._options.ota_disable_auto_reboot:
+            self._do(PostEvent(OTA_EVENT_BASE, OtaEvent.REQ_FOR_REBOOT))
+        elif not self._restart_due:
+            self._do(StartTimer(TimerKind.REBOOT, REBOOT_DELAY_S))
+            self._do(PostEvent(COMMON_EVENT_BASE, CommonEvent.REBOOT, REBOOT_DELAY_S))
+        self._restart_due = True
+        self._end_run(EspErr.ESP_OK)
+
+
+def minutes_to_window(start: int, end: int, now: int) -> int:
+    """Minutes until a daily window opens; 0 inside it, both ends included (section 4.1).
+
+    Args:
+        start, end: minutes since local midnight; a start behind the end means a window across midnight.
+        now: minutes since local midnight.
+    """
+    if start > end:
+        shift = 1440 - start
+        end += shift
+        now = int(math.fmod(now + shift, 1440))  # a remainder as C has it, so negative for a start beyond the day
+        start = 0
+    if start <= now <= end:
+        return 0
+    wait = start - now
+    return wait if wait > 0 else wait + 1440
+
+
+def _describe(event: AttemptFailed) -> str:
+    """``err_desc`` of a failed attempt (section 4.2)."""
+    text = "Invalid" if event.errno == 0 else os.strerror(event.errno)
+    error = f"{esp_err_name(event.esp_err)} (errno={event.errno}: {text})"
+    match event.stage:
+        case Stage.BEGIN:
+            return f"OTA Begin failed: {error}"
+        case Stage.DESCRIPTION:
+            return f"Failed to read image description: {error}"
+        case Stage.INCOMPLETE:
+            return "Complete data was not received"
+        case Stage.VALIDATE:
+            return "Image validation failed"
+        case Stage.FINISH:
+            return f"OTA finish failed: {error}"
+        case _:
+            return f"OTA failed: {error}"

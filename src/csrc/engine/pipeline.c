@@ -9,8 +9,8 @@
  * What the threads leave for the caller (opened, header ready, a checkpoint, an error) lies in `ota_pipeline` under its lock;
  * the caller is woken by its condition. The first error is kept, stops the ring and cancels the source, which wakes everybody.
  *
- * When the source fails in the middle and checkpoints are on, what has arrived is still verified and written, so that the
- * resume begins where the data ends; the source's error is then the result. */
+ * When the source fails with the header behind it, what has arrived is still verified and written; the source's error is then
+ * the result. So the gate is asked and a checkpoint made whichever thread is ahead. */
 #include "engine/pipeline.h"
 
 #include <errno.h>
@@ -30,6 +30,7 @@
 struct ota_pipeline {
     ota_pipeline_options options;
     const ota_pipeline_callbacks *callbacks;
+    ota_verify *size_verify; /* of the file, when its size was announced */
     ota_ring ring;
     pthread_mutex_t lock;
     pthread_cond_t wake; /* CLOCK_MONOTONIC */
@@ -158,13 +159,16 @@ static ota_status update_all(ota_verify *const *list, const uint8_t *data, size_
     return OTA_OK;
 }
 
+static ota_status update_one(ota_verify *verify, const uint8_t *data, size_t len, ota_error *error) {
+    return verify != NULL ? verify->ops->update(verify, data, len, error) : OTA_OK;
+}
+
 static ota_status update_file(ota_pipeline *p, const uint8_t *data, size_t len, ota_error *error) {
-    ota_status status = update_all(p->options.file, data, len, error);
-    ota_verify *digest = p->options.file_sha256;
-    if (status >= 0 && digest != NULL) {
-        status = digest->ops->update(digest, data, len, error);
+    ota_status status = update_one(p->size_verify, data, len, error);
+    if (status >= 0) {
+        status = update_all(p->options.file, data, len, error);
     }
-    return status;
+    return status < 0 ? status : update_one(p->options.file_sha256, data, len, error);
 }
 
 /* Looks at the first bytes of the file, which lie in `chunk`, and makes the transform they want. */
@@ -239,10 +243,10 @@ static ota_status read_transformed(ota_pipeline *p, ota_chunk *chunk, bool *ende
     return status < 0 ? status : OTA_OK;
 }
 
-/* A source that failed with the gate behind it: hands on the whole blocks that arrived, if a resume can use them. */
+/* A source or transform that fails once the header is there: what arrived before is still judged and written, so that the run
+ * goes the same way whichever thread is ahead, and a resume begins where the data ends. Only whole blocks are handed on. */
 static bool drain_after(ota_pipeline *p, ota_chunk *chunk, const ota_error *error) {
-    if (!checkpoints_on(p) || p->kind != OTA_TRANSFORM_NONE || error->stage != OTA_STAGE_SOURCE ||
-        error->status == OTA_ERR_CANCELLED || !header_known(p)) {
+    if (error->status == OTA_ERR_CANCELLED || !header_known(p)) {
         return false;
     }
     chunk->len = (size_t)ota_round_down(chunk->len, BLOCK);
@@ -313,8 +317,7 @@ static ota_status verify_bytes(ota_pipeline *p, const uint8_t *data, size_t len,
     if (p->kind == OTA_TRANSFORM_NONE) {
         return update_file(p, data, len, error);
     }
-    ota_verify *digest = p->options.image_sha256;
-    return digest != NULL ? digest->ops->update(digest, data, len, error) : OTA_OK;
+    return update_one(p->options.image_sha256, data, len, error);
 }
 
 /* Reads image bytes [from, to) back from the slot, piece by piece, for `take`. `buffer` holds BLOCK-aligned `size` bytes. */
@@ -503,6 +506,9 @@ static void *verifier_main(void *user) {
         if (status >= 0) {
             ota_ring_release(&p->ring, OTA_RING_VERIFIER);
         }
+    }
+    if (status >= 0 && !begun && !failed(p)) {
+        status = verify_resumed(p, &error); /* nothing new came: all of it was on the slot */
     }
     return finish_thread(p, status, &error);
 }
@@ -698,11 +704,8 @@ static ota_status run_threads(ota_pipeline *p, ota_error *error) {
     for (uint32_t i = 0; i < started; i++) {
         pthread_join(threads[i], NULL);
     }
-    /* The threads may have ended between two looks: nothing they left may be lost. */
-    if (!failed(p) && !passed) {
-        if (step_gate(p, &told_open, &passed, error) >= 0 && !passed) {
-            ota_error_set(error, OTA_ERR_STATE, OTA_STAGE_NONE, 0, 0, "the source ended before its header");
-        }
+    if (p->opened && !told_open && p->error.status != OTA_ERR_CANCELLED) {
+        enter_phase(p, OTA_PHASE_HEADER, error); /* it failed in the header, before this thread saw that it was open */
     }
     if (p->error.status != OTA_OK) {
         *error = p->error;
@@ -813,6 +816,9 @@ static ota_status complete(ota_pipeline *p, ota_error *error) {
     }
     if (status >= 0) {
         status = enter_phase(p, OTA_PHASE_VERIFYING, error);
+    }
+    if (status >= 0) {
+        status = finish_one(p->size_verify, error);
     }
     if (status >= 0) {
         status = finish_all(p->options.image, error);
@@ -941,7 +947,11 @@ ota_status ota_pipeline_new(const ota_pipeline_options *options, ota_pipeline **
     if (status >= 0) {
         status = ota_ring_init(&p->ring, o->chunk_count, o->chunk_size, error);
     }
+    if (status >= 0 && o->file_size != OTA_SIZE_UNKNOWN) {
+        status = ota_verify_size_new(o->file_size, &p->size_verify, error);
+    }
     if (status < 0) {
+        ota_ring_destroy(&p->ring);
         free(p);
         return status;
     }
@@ -967,6 +977,7 @@ void ota_pipeline_free(ota_pipeline **pipeline) {
         return;
     }
     ota_transform_free(&p->transform);
+    ota_verify_free(&p->size_verify);
     free(p->staging);
     free(p->header_copy);
     pthread_cond_destroy(&p->wake);

@@ -145,3 +145,19 @@ ota_status ota_verify_digest_value(const ota_verify *verify, uint8_t value[OTA_D
     *len = self->len;
     return OTA_OK;
 }
+
+ota_status ota_verify_digest_peek(const ota_verify *verify, uint8_t value[OTA_DIGEST_MAX], size_t *len) {
+    const digest_verify *self = (const digest_verify *)verify;
+    if (self->has_value) {
+        return ota_verify_digest_value(verify, value, len);
+    }
+    if (self->state != DIGEST_OPEN) {
+        return self->error.status;
+    }
+    EVP_MD_CTX *copy = EVP_MD_CTX_new();
+    bool done = copy != NULL && EVP_MD_CTX_copy_ex(copy, self->context) == 1 &&
+                EVP_DigestFinal_ex(copy, value, NULL) == 1;
+    EVP_MD_CTX_free(copy);
+    *len = self->len;
+    return done ? OTA_OK : OTA_ERR_NO_MEMORY;
+}

@@ -1,0 +1,99 @@
+"""Target ``file:PATH``: a raw file or block device as one slot; nothing chooses what boots."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from pathlib import Path
+
+from rmaker_ota import ota_core
+from rmaker_ota.errors import DeviceError, NotFoundError, OtaError, UnsupportedError
+from rmaker_ota.targets.base import AppDescription, BootReport, BootState, Slot, Target
+
+_NO_BOOT_CHOICE = "a file: target has no boot choice"
+
+
+class FileTarget(Target):
+    """A regular file, which ends up exactly as long as the image (made when missing), or a block device.
+
+    Args:
+        path: of the file or device.
+        buffered: write through the page cache although direct writes are possible.
+        fault: what goes wrong, for tests.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, buffered: bool = False, fault: ota_core.Fault | None = None
+    ) -> None:
+        self.path = Path(path)
+        self.uri = f"file:{self.path}"
+        self._buffered = buffered
+        self._fault = fault
+
+    def running_slot(self) -> None:
+        return None
+
+    def next_slot(self) -> Slot:
+        """The file or device; its size is what it can hold: the device's capacity, or the room left for the file."""
+        try:
+            try:
+                status = self.path.stat()
+            except FileNotFoundError:
+                return Slot(str(self.path), 0, shutil.disk_usage(self.path.parent).free)
+            if stat.S_ISBLK(status.st_mode):
+                fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    return Slot(str(self.path), 0, os.lseek(fd, 0, os.SEEK_END))
+                finally:
+                    os.close(fd)
+            free = shutil.disk_usage(self.path.parent).free
+            return Slot(str(self.path), 0, free + status.st_blocks * 512)
+        except OSError as exc:
+            raise DeviceError(
+                f"{self.path}: {exc.strerror}",
+                status="ERR_NOT_FOUND" if isinstance(exc, FileNotFoundError) else "ERR_SYSTEM",
+                stage="target",
+                device_code=exc.errno or 0,
+            ) from None
+
+    def describe(self, slot: Slot) -> AppDescription | None:
+        from rmaker_ota.inspect import app_description  # noqa: PLC0415 - only where somebody asks
+
+        try:
+            with self.path.open("rb") as file:
+                return app_description(file.read(288))
+        except (OSError, OtaError):
+            return None
+
+    def boot_state(self, slot: Slot) -> BootState:
+        raise NotFoundError(_NO_BOOT_CHOICE, stage="target")
+
+    @property
+    def secure_version(self) -> int:
+        return 0
+
+    def open_sink(self, slot: Slot, *, activate: bool = True) -> ota_core.Sink:
+        del activate  # there is nothing to choose
+        is_block = self.path.is_block_device()
+        return ota_core.FileSink(
+            self.path, buffered=self._buffered, max_size=slot.size if is_block else 0, fault=self._fault
+        )
+
+    def set_boot(self, slot: Slot) -> None:
+        raise UnsupportedError(_NO_BOOT_CHOICE, stage="target")
+
+    def mark_valid(self) -> None:
+        raise UnsupportedError(_NO_BOOT_CHOICE, stage="target")
+
+    def mark_invalid(self) -> None:
+        raise UnsupportedError(_NO_BOOT_CHOICE, stage="target")
+
+    def can_rollback(self) -> bool:
+        return False
+
+    def restart(self) -> BootReport:
+        raise UnsupportedError(_NO_BOOT_CHOICE, stage="target")
+
+    def close(self) -> None:
+        """Nothing is held open between calls."""
