@@ -95,13 +95,14 @@ def main() -> int:
         "--library=posix",
         "-D__GNUC__",
         "-D_GNU_SOURCE",
+        "-DLIBCURL_VERSION_NUM=0x080000",
         "-Isrc/csrc",
         "-Isrc/csrc/include",
         f"-j{os.cpu_count()}",
         "src/csrc",
     ]
     results = [
-        step("ruff check", [ruff, "check", *PYTHON_DIRS]),
+        step("ruff check", [ruff, "check", "--output-format=concise", *PYTHON_DIRS]),
         step("ruff format", [ruff, "format", "--check", "--diff", *PYTHON_DIRS]),
         step("mypy", [sys.executable, "-m", "mypy", "--no-error-summary"]),
         step("clang-format", [clang_format, "--dry-run", "-Werror", *formatted]),
