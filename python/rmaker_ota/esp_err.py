@@ -1,6 +1,7 @@
 """``esp_err_t``: the error numbers of the RainMaker API, and their names.
 
-Source: ESP-IDF ``esp_err.h``, ``esp_ota_ops.h``, ``esp_http_client.h``, ``esp_https_ota.h``, ``nvs.h``.
+Source: ESP-IDF ``esp_err.h``, ``esp_ota_ops.h``, ``esp_http_client.h``, ``esp_flash.h``, ``esp_https_ota.h``,
+``nvs.h``.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ class EspErr(enum.IntEnum):
     OTA_ROLLBACK_INVALID_STATE = 0x1506
     OTA_ALREADY_IN_PROGRESS = 0x1507
     OTA_SPI_MODE_MISMATCH = 0x1508
+    FLASH_OP_FAIL = 0x6001
+    FLASH_OP_TIMEOUT = 0x6002
     HTTP_MAX_REDIRECT = 0x7001
     HTTP_CONNECT = 0x7002
     HTTP_WRITE_DATA = 0x7003

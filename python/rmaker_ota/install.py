@@ -238,7 +238,7 @@ class ImagePolicy:
 
 def make_source(
     source: ota_core.Source | str | os.PathLike[str] | bytes | int,
-    http: HttpOptions = HttpOptions(),  # noqa: B008 - frozen
+    http: HttpOptions = HttpOptions(),
     resume: ResumePoint | None = None,
 ) -> ota_core.Source:
     """The engine's source for what a caller named.
@@ -302,8 +302,8 @@ class Installer:
         target: Target,
         *,
         slot: Slot | None = None,
-        options: InstallOptions = InstallOptions(),  # noqa: B008 - frozen
-        http: HttpOptions = HttpOptions(),  # noqa: B008 - frozen
+        options: InstallOptions = InstallOptions(),
+        http: HttpOptions = HttpOptions(),
         header_gate: Callable[[ImageHeader], None] | None = None,
         on_phase: Callable[[Phase], None] | None = None,
         on_progress: Callable[[Progress], None] | None = None,
@@ -481,8 +481,8 @@ def install(
     target: Target,
     *,
     slot: Slot | None = None,
-    options: InstallOptions = InstallOptions(),  # noqa: B008 - frozen
-    http: HttpOptions = HttpOptions(),  # noqa: B008 - frozen
+    options: InstallOptions = InstallOptions(),
+    http: HttpOptions = HttpOptions(),
     header_gate: Callable[[ImageHeader], None] | None = None,
     on_phase: Callable[[Phase], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
@@ -530,7 +530,7 @@ def describe_image(raw: bytes, *, required: bool) -> AppDescription | None:
     Raises:
         ImageError: there is none, in stage "header".
     """
-    from rmaker_ota.inspect import app_description  # noqa: PLC0415 - only where images are ESP images
+    from rmaker_ota.inspect import app_description
 
     try:
         return app_description(raw)

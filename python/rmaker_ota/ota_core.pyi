@@ -1,8 +1,8 @@
 """Types of the border to the C engine, room by room as in ``src/border``."""
 
 import os
-from typing import IO, NamedTuple, Self
 from collections.abc import Callable
+from typing import IO, NamedTuple, Self
 
 # ---- errors.pxi ------------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Numbers and names of the RainMaker OTA interface: error codes, enums, and what a job callback is given.
+"""Numbers and names of the RainMaker OTA interface: enums, and what a job callback is given. Error codes: `esp_err`.
 
 Values are those of the C API (specification, section 1); wire strings are protocol constants.
 """
@@ -7,62 +7,6 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-
-
-class EspErr(enum.IntEnum):
-    """``esp_err_t``: the codes that occur in OTA (specification, section 1.1)."""
-
-    ESP_OK = 0
-    ESP_FAIL = -1
-    ESP_ERR_NO_MEM = 0x101
-    ESP_ERR_INVALID_ARG = 0x102
-    ESP_ERR_INVALID_STATE = 0x103
-    ESP_ERR_INVALID_SIZE = 0x104
-    ESP_ERR_NOT_FOUND = 0x105
-    ESP_ERR_NOT_SUPPORTED = 0x106
-    ESP_ERR_TIMEOUT = 0x107
-    ESP_ERR_INVALID_RESPONSE = 0x108
-    ESP_ERR_INVALID_CRC = 0x109
-    ESP_ERR_INVALID_VERSION = 0x10A
-    ESP_ERR_INVALID_MAC = 0x10B
-    ESP_ERR_NOT_FINISHED = 0x10C
-    ESP_ERR_NVS_NOT_INITIALIZED = 0x1101
-    ESP_ERR_NVS_NOT_FOUND = 0x1102
-    ESP_ERR_NVS_INVALID_LENGTH = 0x110C
-    ESP_ERR_OTA_PARTITION_CONFLICT = 0x1501
-    ESP_ERR_OTA_SELECT_INFO_INVALID = 0x1502
-    ESP_ERR_OTA_VALIDATE_FAILED = 0x1503
-    ESP_ERR_OTA_SMALL_SEC_VER = 0x1504
-    ESP_ERR_OTA_ROLLBACK_FAILED = 0x1505
-    ESP_ERR_OTA_ROLLBACK_INVALID_STATE = 0x1506
-    ESP_ERR_OTA_ALREADY_IN_PROGRESS = 0x1507
-    ESP_ERR_OTA_SPI_MODE_MISMATCH = 0x1508
-    ESP_ERR_FLASH_OP_FAIL = 0x6001
-    ESP_ERR_FLASH_OP_TIMEOUT = 0x6002
-    ESP_ERR_HTTP_MAX_REDIRECT = 0x7001
-    ESP_ERR_HTTP_CONNECT = 0x7002
-    ESP_ERR_HTTP_WRITE_DATA = 0x7003
-    ESP_ERR_HTTP_FETCH_HEADER = 0x7004
-    ESP_ERR_HTTP_INVALID_TRANSPORT = 0x7005
-    ESP_ERR_HTTP_CONNECTING = 0x7006
-    ESP_ERR_HTTP_EAGAIN = 0x7007
-    ESP_ERR_HTTP_CONNECTION_CLOSED = 0x7008
-    ESP_ERR_HTTP_NOT_MODIFIED = 0x7009
-    ESP_ERR_HTTP_RANGE_NOT_SATISFIABLE = 0x700A
-    ESP_ERR_HTTP_READ_TIMEOUT = 0x700B
-    ESP_ERR_HTTP_INCOMPLETE_DATA = 0x700C
-    ESP_ERR_HTTP_REDIRECT_DOWNGRADE = 0x700D
-    ESP_ERR_HTTP_HEADER_TOO_LONG = 0x700E
-    ESP_ERR_HTTPS_OTA_IN_PROGRESS = 0x9001
-
-
-def esp_err_name(code: int) -> str:
-    """Name of an error code, as status reports quote it: ``"ESP_ERR_HTTP_CONNECT"``; ``"ERROR"`` for an unknown one."""
-    try:
-        return EspErr(code).name
-    except ValueError:
-        return "ERROR"
-
 
 OTA_EVENT_BASE = "RMAKER_OTA_EVENT"
 COMMON_EVENT_BASE = "RMAKER_COMMON_EVENT"

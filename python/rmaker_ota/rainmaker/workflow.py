@@ -37,6 +37,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from rmaker_ota.esp_err import EspErr, esp_err_name
 from rmaker_ota.rainmaker.messages import (
     Job,
     JobError,
@@ -52,12 +53,10 @@ from rmaker_ota.rainmaker.types import (
     CommonEvent,
     DiagState,
     DiagStatus,
-    EspErr,
     OtaData,
     OtaEvent,
     OtaStatus,
     OtaType,
-    esp_err_name,
     status_event,
     status_text,
 )
@@ -920,11 +919,11 @@ class Workflow:
                 then(err)
 
         if topics is None:
-            finish(EspErr.ESP_FAIL)
+            finish(EspErr.FAIL)
             return
         if job_id is None and self._stored is not None:
             self._log(logging.WARNING, f"no job to report '{info}' for")
-            finish(EspErr.ESP_ERR_INVALID_STATE)
+            finish(EspErr.INVALID_STATE)
             return
         result: _Result | None = None
         if job_id is not None:
@@ -941,7 +940,7 @@ class Workflow:
                 self._erase(KEY_JOB_ID)
             if result is not None:
                 self._result_published(result, answer)
-            finish(EspErr.ESP_OK if answer.accepted else EspErr.ESP_FAIL)
+            finish(EspErr.OK if answer.accepted else EspErr.FAIL)
 
         token = self._publish(topics.otastatus, self._status_payload(job_id, status, info), done)
         if result is not None:
@@ -1015,7 +1014,7 @@ class Workflow:
 
     def _report_status(self, event: CallReportStatus) -> None:
         if event.handle is None or not self._enabled:
-            self._return(event.call, EspErr.ESP_FAIL)
+            self._return(event.call, EspErr.FAIL)
             return
         self._report(
             event.status,
@@ -1101,25 +1100,25 @@ class Workflow:
 
     def _fetch(self, call: int | None) -> None:
         if self._fetch_token is not None or self._fetch_message is not None:
-            self._return(call, EspErr.ESP_OK)
+            self._return(call, EspErr.OK)
             return
         topics = self._topics
         if not self._connected or self._node is None or topics is None:
             self._retry_fetch()
-            self._return(call, EspErr.ESP_FAIL if self._connected else EspErr.ESP_ERR_INVALID_STATE)
+            self._return(call, EspErr.FAIL if self._connected else EspErr.INVALID_STATE)
             return
 
         def done(answer: PublishResult) -> None:
             self._fetch_token = None
             if not answer.accepted or answer.message_id is None:
                 self._retry_fetch()
-                self._return(call, EspErr.ESP_FAIL)
+                self._return(call, EspErr.FAIL)
                 return
             self._fetch_message = answer.message_id
             self._do(StartTimer(TimerKind.FETCH_PUBACK, FETCH_PUBACK_S))
             if answer.message_id in self._early_acks:  # Q42
                 self._fetch_acknowledged()
-            self._return(call, EspErr.ESP_OK)
+            self._return(call, EspErr.OK)
 
         payload = fetch_payload(self._node.node_id, self._node.fw_version, self._node.network_id)
         self._fetch_token = self._publish(topics.otafetch, payload, done)
@@ -1131,21 +1130,21 @@ class Workflow:
 
     def _fetch_with_delay(self, call: int, seconds: int) -> None:
         if seconds < 0:  # Q8
-            self._return(call, EspErr.ESP_ERR_INVALID_ARG)
+            self._return(call, EspErr.INVALID_ARG)
             return
         self._schedule_fetch(seconds)
-        self._return(call, EspErr.ESP_OK)
+        self._return(call, EspErr.OK)
 
     # -- Enable, confirmation, rollback
 
     def _enable(self, call: int, ota_type: int, config: EnableConfig | None) -> None:
         if ota_type not in (OtaType.USING_PARAMS, OtaType.USING_TOPICS):
-            self._return(call, EspErr.ESP_ERR_INVALID_ARG)
+            self._return(call, EspErr.INVALID_ARG)
         elif self._enabled:
-            self._return(call, EspErr.ESP_FAIL)
+            self._return(call, EspErr.FAIL)
         elif ota_type == OtaType.USING_PARAMS:
             self._log(logging.ERROR, "the params workflow is not built in")
-            self._return(call, EspErr.ESP_ERR_NOT_SUPPORTED)
+            self._return(call, EspErr.NOT_SUPPORTED)
         else:
             self._enabled = True  # before the diagnostics, so that they can confirm (Q3)
             self._enable_call = call
@@ -1182,7 +1181,7 @@ class Workflow:
 
     def _enable_done(self) -> None:
         call, self._enable_call = self._enable_call, None
-        self._return(call, EspErr.ESP_OK)
+        self._return(call, EspErr.OK)
         if call is not None and self._started:  # Q4
             self._start()
 
@@ -1245,7 +1244,7 @@ class Workflow:
 
     def _roll_back(self, refused: Callable[[int], None]) -> None:
         def answered(err: int) -> None:
-            if err == EspErr.ESP_OK:
+            if err == EspErr.OK:
                 self._restart("rollback")
             else:
                 self._log(logging.ERROR, f"cannot roll back: {esp_err_name(err)}")
@@ -1276,14 +1275,14 @@ class Workflow:
 
     def _mark_valid(self, call: int | None, info: str = SUCCESS_INFO) -> None:
         if self._boot_state is not None and self._boot_state != BootState.PENDING_VERIFY:
-            self._return(call, EspErr.ESP_ERR_INVALID_STATE)
+            self._return(call, EspErr.INVALID_STATE)
             return
         if not self._enabled:
-            self._return(call, EspErr.ESP_ERR_INVALID_ARG)
+            self._return(call, EspErr.INVALID_ARG)
             return
 
         def answered(err: int) -> None:
-            if err != EspErr.ESP_OK:  # Q34
+            if err != EspErr.OK:  # Q34
                 self._log(logging.ERROR, f"cannot confirm the running image: {esp_err_name(err)}")
                 self._return(call, err)
                 return
@@ -1296,13 +1295,13 @@ class Workflow:
             self._report(OtaStatus.SUCCESS, info, final=True)
             self._erase(KEY_UPDATE, KEY_TARGET)
             self._schedule_fetch(FETCH_DELAY_S)
-            self._return(call, EspErr.ESP_OK)
+            self._return(call, EspErr.OK)
 
         self._ask(MarkValid, answered)
 
     def _mark_invalid(self, call: int) -> None:
         if self._boot_state is not None and self._boot_state != BootState.PENDING_VERIFY:
-            self._return(call, EspErr.ESP_ERR_INVALID_STATE)
+            self._return(call, EspErr.INVALID_STATE)
             return
         self._roll_back(lambda err: self._return(call, err))  # Q9
 
@@ -1425,10 +1424,10 @@ class Workflow:
 
     def _default_callback(self, call: int, handle: int | None, data: OtaData) -> None:
         if handle is None or not self._enabled or data.url is None:
-            self._return(call, EspErr.ESP_FAIL)
+            self._return(call, EspErr.FAIL)
         elif self._run is not None:
             self._log(logging.ERROR, "a download is running already")
-            self._return(call, EspErr.ESP_FAIL)
+            self._return(call, EspErr.FAIL)
         else:
             self._begin_run(_Run(call, data))
 
@@ -1436,7 +1435,7 @@ class Workflow:
         self._run = run
         self._busy = self._busy or _Busy.JOB
         if self._options.ota_time_support and not self._in_time(run.data.metadata):
-            self._end_run(EspErr.ESP_FAIL)
+            self._end_run(EspErr.FAIL)
             return
         self._do(PostEvent(OTA_EVENT_BASE, OtaEvent.STARTING))
         self._next_attempt(run)
@@ -1596,7 +1595,7 @@ class Workflow:
             run.refused = True
             self._report(OtaStatus.REJECTED, "Chip revision mismatch", final=True)
         if run.refused:
-            self._end_run(EspErr.ESP_FAIL)
+            self._end_run(EspErr.FAIL)
             return
         if not run.accepted and (event.answered or run.resume is None):
             # What is kept may be why it cannot begin (Q24). An unreachable server says nothing about it.
@@ -1610,7 +1609,7 @@ class Workflow:
             self._next_attempt(run)
             return
         self._schedule_fetch(self._options.ota_retry_delay_minutes * 60)
-        self._end_run(EspErr.ESP_FAIL)
+        self._end_run(EspErr.FAIL)
 
     def _on_finished(self, event: AttemptFinished) -> None:
         run = self._current(event.attempt)
@@ -1634,7 +1633,7 @@ class Workflow:
             self._do(StartTimer(TimerKind.REBOOT, REBOOT_DELAY_S))
             self._do(PostEvent(COMMON_EVENT_BASE, CommonEvent.REBOOT, REBOOT_DELAY_S))
         self._restart_due = True
-        self._end_run(EspErr.ESP_OK)
+        self._end_run(EspErr.OK)
 
 
 def minutes_to_window(start: int, end: int, now: int) -> int:

@@ -58,7 +58,7 @@ class FileTarget(Target):
             ) from None
 
     def describe(self, slot: Slot) -> AppDescription | None:
-        from rmaker_ota.inspect import app_description  # noqa: PLC0415 - only where somebody asks
+        from rmaker_ota.inspect import app_description
 
         try:
             with self.path.open("rb") as file:
