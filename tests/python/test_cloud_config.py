@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from rmaker_ota.cli.errors import ExitCode, exit_code
-from rmaker_ota.cloud.config import ConfigError, load_config, parse_config
+from rmaker_ota.cloud.config import load_config, parse_config
+from rmaker_ota.errors import ConfigError
 
 PATH = Path("/etc/rmaker/cloud.toml")
 FULL = """
@@ -68,33 +69,36 @@ def test_defaults() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (HTTP + "prot = 5", r"http\.prot is not a known key: did you mean 'port'\?"),
-        (HTTP + "zzz = 5", r"http\.zzz is not a known key: expected one of allow_http, cert"),
-        ("[htpp]", r"cloud\.toml: htpp is not a known key: did you mean 'http'\?"),
-        ("[service]\nx = 1\n" + HTTP, r"service\.x is not a known key"),
-        (HTTP + "[mqtt]\nhots = 'x'", r"mqtt\.hots is not a known key: did you mean 'host'"),
-        (HTTP + "[admin]\nsokcet = 'x'", r"admin\.sokcet is not a known key: did you mean 'socket'"),
-        ("http = 5", r"http = 5: expected a table, \[http\]"),
-        (HTTP + "port = '8443'", r"http\.port = '8443': expected a whole number from 0 to 65535"),
-        (HTTP + "port = true", r"http\.port = True: expected a whole number"),
-        (HTTP + "port = 65536", r"http\.port = 65536: expected a whole number"),
-        (HTTP + "host = 5", r"http\.host = 5: expected a string"),
-        (HTTP + 'host = "a\\u0000"', r"http\.host = .* without NUL"),
-        (HTTP + "allow_http = 1", r"http\.allow_http = 1: expected true or false"),
-        (HTTP + "url = 'http://x'", r"http\.url = 'http://x': expected a URL like https://"),
-        (HTTP + "url = 'https://x/?a=b'", r"http\.url = 'https://x/\?a=b': expected a URL"),
-        (HTTP + "host = '0.0.0.0'", r"http\.url is missing: expected the URL nodes use"),
-        ("[http]\ncert = 'c'", r"http\.key is missing, but http\.cert is given"),
-        ("[http]\nkey = 'k'", r"http\.cert is missing, but http\.key is given"),
-        ("", r"http\.cert is missing: expected a certificate file \(or allow_http = true"),
-        (HTTP + "[mqtt]\nbasic_ingest = 'yes'", r"mqtt\.basic_ingest = 'yes': expected one of 'on', 'off', 'both'"),
-        (HTTP + "[mqtt]\nbasic_ingest = []", r"mqtt\.basic_ingest = \[\]: expected one of"),
-        (HTTP + "[mqtt]\nhost = ''", r"mqtt\.host is empty"),
-        (HTTP + "[mqtt]\nclient_id = ''", r"mqtt\.client_id is empty"),
-        (HTTP + "[mqtt]\ncert = 'c'", r"mqtt\.key is missing, but mqtt\.cert is given"),
-        (HTTP + "[mqtt]\nca = 'c'\nallow_plain = true", r"mqtt\.allow_plain = true: expected no ca"),
-        (HTTP + "[admin]\nsocket = 's'\nport = 1", r"admin\.port = 1: expected either a socket or a port"),
-        (HTTP + f"[admin]\nsocket = '/{'s' * 120}'", r"admin\.socket = .*: expected at most 107 bytes"),
+        (HTTP + "prot = 5", r"\[http\] prot is an unknown key; did you mean port\?"),
+        (HTTP + "zzz = 5", r"\[http\] zzz is an unknown key; known are allow_http, cert"),
+        ("[htpp]", r"cloud\.toml: \[htpp\] is an unknown section; did you mean http\?"),
+        ("[service]\nx = 1\n" + HTTP, r"\[service\] x is an unknown key"),
+        (HTTP + "[mqtt]\nhots = 'x'", r"\[mqtt\] hots is an unknown key; did you mean host\?"),
+        (HTTP + "[admin]\nsokcet = 'x'", r"\[admin\] sokcet is an unknown key; did you mean socket\?"),
+        ("http = 5", r"\[http\] = 5: expected a table, \[http\]"),
+        (HTTP + "port = '8443'", r"\[http\] port = \"8443\": expected a whole number from 0 to 65535"),
+        (HTTP + "port = true", r"\[http\] port = true: expected a whole number"),
+        (HTTP + "port = 65536", r"\[http\] port = 65536: expected a whole number"),
+        (HTTP + "host = 5", r"\[http\] host = 5: expected a string"),
+        (HTTP + 'host = "a\\u0000"', r"\[http\] host = .* without NUL"),
+        (HTTP + "allow_http = 1", r"\[http\] allow_http = 1: expected true or false"),
+        (HTTP + "url = 'http://x'", r"\[http\] url = \"http://x\": expected a URL like https://"),
+        (HTTP + "url = 'https://x/?a=b'", r"\[http\] url = \"https://x/\?a=b\": expected a URL"),
+        (HTTP + "host = '0.0.0.0'", r"\[http\] url is missing: expected the URL nodes use"),
+        ("[http]\ncert = 'c'", r"\[http\] key is missing, but \[http\] cert is given"),
+        ("[http]\nkey = 'k'", r"\[http\] cert is missing, but \[http\] key is given"),
+        ("", r"\[http\] cert is missing: expected a certificate file \(or allow_http = true"),
+        (
+            HTTP + "[mqtt]\nbasic_ingest = 'yes'",
+            r"\[mqtt\] basic_ingest = \"yes\": expected one of \"on\", \"off\", \"both\"",
+        ),
+        (HTTP + "[mqtt]\nbasic_ingest = []", r"\[mqtt\] basic_ingest = \[\]: expected one of"),
+        (HTTP + "[mqtt]\nhost = ''", r"\[mqtt\] host is empty"),
+        (HTTP + "[mqtt]\nclient_id = ''", r"\[mqtt\] client_id is empty"),
+        (HTTP + "[mqtt]\ncert = 'c'", r"\[mqtt\] key is missing, but \[mqtt\] cert is given"),
+        (HTTP + "[mqtt]\nca = 'c'\nallow_plain = true", r"\[mqtt\] allow_plain = true: expected no ca"),
+        (HTTP + "[admin]\nsocket = 's'\nport = 1", r"\[admin\] port = 1: expected either a socket or a port"),
+        (HTTP + f"[admin]\nsocket = '/{'s' * 120}'", r"\[admin\] socket = .*: expected at most 107 bytes"),
         ("[http", r"cloud\.toml: not TOML: Expected"),
     ],
 )

@@ -22,10 +22,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rmaker_ota.cloud.client import AdminClient, ServiceUnreachable
-from rmaker_ota.cloud.config import AdminConfig, CloudConfig, ConfigError
+from rmaker_ota.cloud.config import AdminConfig, CloudConfig
 from rmaker_ota.cloud.http import RangeNotSatisfiable, Transfer, parse_range
 from rmaker_ota.cloud.service import CloudService, ServiceThread
-from rmaker_ota.errors import ArgumentError, DeviceError, NotFoundError, StateError, UnsupportedError
+from rmaker_ota.errors import ArgumentError, ConfigError, DeviceError, NotFoundError, StateError, UnsupportedError
 from tests.python.cloud_parts import Clock, esp_image, free_port, service_config
 
 CONTENT = esp_image(300_000)
@@ -462,7 +462,7 @@ def test_a_port_in_use_is_named_and_nothing_stays_behind(tmp_path: Path) -> None
     with socket.create_server(("127.0.0.1", 0)) as taken:
         config = service_config(tmp_path)
         port = taken.getsockname()[1]
-        with pytest.raises(ConfigError, match=rf"http\.port = {port} on '127\.0\.0\.1': cannot listen there"):
+        with pytest.raises(ConfigError, match=rf"\[http\] port = {port} on '127\.0\.0\.1': cannot listen there"):
             ServiceThread(replace(config, http=replace(config.http, port=port))).start()
     with ServiceThread(config):
         pass
@@ -472,7 +472,7 @@ def test_a_port_in_use_is_named_and_nothing_stays_behind(tmp_path: Path) -> None
 def test_unusable_certificates_are_named(tmp_path: Path, part: str) -> None:
     config = service_config(tmp_path)
     (tmp_path / f"server.{'crt' if part == 'cert' else 'key'}").write_text("nonsense")
-    with pytest.raises(ConfigError, match=r"http\.cert = .*server\.crt.*http\.key = .*server\.key"):
+    with pytest.raises(ConfigError, match=r"\[http\] cert = .*server\.crt.*\[http\] key = .*server\.key"):
         ServiceThread(config).start()
 
 

@@ -208,7 +208,7 @@ def test_cancel_for_one_node_leaves_the_others(cloud: Cloud) -> None:
         cloud.jobs.cancel("nosuchjob")
 
 
-@pytest.mark.parametrize("node", ["", "a/b", "+", "#", "a b", "a\0", "x" * 65])
+@pytest.mark.parametrize("node", ["", "a/b", "+", "#", "a b", "a\0", "x" * 129])
 def test_impossible_node_ids_are_refused(cloud: Cloud, node: str) -> None:
     with pytest.raises(ArgumentError, match="node id"):
         create(cloud, node)

@@ -138,7 +138,7 @@ class CertificateAuthority:
             raise ArgumentError("a server certificate needs at least one host name or address")
         names = list(dict.fromkeys(names))
         self._issue(
-            names[0],
+            names[0][:MAX_COMMON_NAME],
             names=x509.SubjectAlternativeName([_general_name(name) for name in names]),
             purpose=ExtendedKeyUsageOID.SERVER_AUTH,
             days=SERVER_DAYS,
@@ -170,9 +170,7 @@ class CertificateAuthority:
             OSError: a file cannot be written.
         """
         if not valid_node_id(node_id):
-            raise ArgumentError(
-                f"{node_id!r} is not a node id: expected 1 to 64 characters without blanks, '/', '+', '#'"
-            )
+            raise ArgumentError(f"{node_id!r} is not a node id: expected letters, digits or _ . : -")
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         credentials = NodeCredentials(node_id, directory)
         if credentials.key.exists():
@@ -192,8 +190,10 @@ class CertificateAuthority:
         certificate_path: Path,
         key_path: Path,
     ) -> None:
+        if not 0 < len(common_name) <= MAX_COMMON_NAME:
+            raise ArgumentError(f"{common_name!r}: expected 1 to {MAX_COMMON_NAME} characters in a certificate's name")
         key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name[:MAX_COMMON_NAME])])
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
         builder = (
             _builder(subject, self.certificate.subject, key.public_key(), self._clock(), days)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)

@@ -6,19 +6,16 @@ Relative paths are relative to the directory of the file. Nothing is opened or c
 from __future__ import annotations
 
 import difflib
+import json
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from rmaker_ota.errors import ArgumentError
+from rmaker_ota.errors import ConfigError
 
 MAX_SOCKET_PATH = 107  # bytes of sockaddr_un.sun_path without its NUL (unix(7))
-
-
-class ConfigError(ArgumentError):
-    """The configuration is wrong: the message names the file, the key, the value and what was expected."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +163,7 @@ def _http(table: _Table) -> HttpConfig:
         parts = urlsplit(config.url)
         schemes = ("https", "http") if config.allow_http else ("https",)
         if parts.scheme not in schemes or not parts.hostname or parts.query or parts.fragment:
-            raise table.error("url", f"= {config.url!r}: expected a URL like https://ota.example.org:8443")
+            raise table.error("url", f"= {_shown(config.url)}: expected a URL like https://ota.example.org:8443")
     return config
 
 
@@ -207,7 +204,8 @@ def _admin(table: _Table, data_dir: Path) -> AdminConfig:
         socket = data_dir / "admin.sock"
     if socket is not None and len(str(socket).encode()) > MAX_SOCKET_PATH:
         raise table.error(
-            "socket", f"= {str(socket)!r}: expected at most {MAX_SOCKET_PATH} bytes (choose another path, or a port)"
+            "socket",
+            f"= {_shown(str(socket))}: expected at most {MAX_SOCKET_PATH} bytes (choose another path, or a port)",
         )
     return AdminConfig(socket, port)
 
@@ -222,7 +220,7 @@ class _Table:
         self._known: list[str] = []
 
     def name(self, key: str) -> str:
-        return f"{self._section}.{key}" if self._section else key
+        return f"[{self._section}] {key}" if self._section else f"[{key}]"
 
     def error(self, key: str, problem: str) -> ConfigError:
         return ConfigError(f"{self._path}: {self.name(key)} {problem}")
@@ -230,33 +228,33 @@ class _Table:
     def table(self, key: str) -> _Table:
         value = self._take(key, {})
         if not isinstance(value, dict):
-            raise self.error(key, f"= {value!r}: expected a table, [{key}]")
-        return _Table(self._path, self.name(key), value)
+            raise self.error(key, f"= {_shown(value)}: expected a table, [{key}]")
+        return _Table(self._path, key, value)
 
     def string(self, key: str, default: str) -> str:
         value = self._take(key, default)
         if not isinstance(value, str):
-            raise self.error(key, f"= {value!r}: expected a string")
+            raise self.error(key, f"= {_shown(value)}: expected a string")
         if "\0" in value:
-            raise self.error(key, f"= {value!r}: expected a string without NUL")
+            raise self.error(key, f"= {_shown(value)}: expected a string without NUL")
         return value
 
     def integer(self, key: str, default: int, low: int, high: int) -> int:
         value = self._take(key, default)
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise self.error(key, f"= {value!r}: expected a whole number from {low} to {high}")
+            raise self.error(key, f"= {_shown(value)}: expected a whole number from {low} to {high}")
         return value
 
     def boolean(self, key: str, default: bool) -> bool:
         value = self._take(key, default)
         if not isinstance(value, bool):
-            raise self.error(key, f"= {value!r}: expected true or false")
+            raise self.error(key, f"= {_shown(value)}: expected true or false")
         return value
 
     def choice(self, key: str, default: str, choices: tuple[str, ...]) -> str:
         value = self._take(key, default)
         if value not in choices:
-            raise self.error(key, f"= {value!r}: expected one of {', '.join(map(repr, choices))}")
+            raise self.error(key, f"= {_shown(value)}: expected one of {', '.join(map(_shown, choices))}")
         return str(value)
 
     def path(self, key: str) -> Path | None:
@@ -267,9 +265,14 @@ class _Table:
     def finish(self) -> None:
         for key in self._left:
             near = difflib.get_close_matches(key, self._known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(sorted(self._known))}"
-            raise self.error(key, f"is not a known key: {hint}")
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(self._known))}"
+            raise self.error(key, f"{'is an unknown key' if self._section else 'is an unknown section'}; {hint}")
 
     def _take(self, key: str, default: Any) -> Any:
         self._known.append(key)
         return self._left.pop(key, default)
+
+
+def _shown(value: object) -> str:
+    """A value as TOML would have it."""
+    return json.dumps(value) if isinstance(value, bool | str | int | list) else repr(value)

@@ -41,7 +41,7 @@ MAX_INFO = 1024  # characters of additional_info that are kept
 MAX_HISTORY = 5000  # entries kept for one node in one job; a node in a loop must not fill the disk
 MAX_METADATA = 4096  # bytes of JSON
 CUT_REPORT = 199  # firmware cuts longer reports here, which leaves no valid JSON
-_NODE_ID = re.compile(r"[^/+#\x00-\x20\x7f]{1,64}")
+_NODE_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _CUT = re.compile(
     r'\{"ota_job_id":"([^"\\]{1,64})","status":"([a-z-]{1,16})"(?:.*?"additional_info":"(.*))?', re.DOTALL
 )
@@ -137,9 +137,7 @@ class JobService:
             raise ArgumentError("a job needs at least one node")
         for node in nodes:
             if not valid_node_id(node):
-                raise ArgumentError(
-                    f"{node!r} is not a node id: expected 1 to 64 characters without blanks, '/', '+', '#'"
-                )
+                raise ArgumentError(f"{node!r} is not a node id: expected 1 to 128 letters, digits or _ . : -")
         if version is not None and (not version or len(version) > 64 or not version.isprintable()):
             raise ArgumentError(f"version {version!r}: expected 1 to 64 printable characters")
         job = Job(

@@ -24,8 +24,9 @@ from typing import Any
 from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 
-from rmaker_ota.cloud.config import ConfigError, MqttConfig
+from rmaker_ota.cloud.config import MqttConfig
 from rmaker_ota.cloud.jobs import printable
+from rmaker_ota.errors import ConfigError
 
 logger = logging.getLogger("rmaker_ota.cloud.mqtt")
 
@@ -67,13 +68,13 @@ def tls_context(config: MqttConfig) -> ssl.SSLContext:
         try:
             context.load_verify_locations(cafile=config.ca)
         except (OSError, ssl.SSLError) as error:
-            raise ConfigError(f"mqtt.ca = {str(config.ca)!r}: expected a PEM certificate file: {error}") from error
+            raise ConfigError(f"[mqtt] ca = {str(config.ca)!r}: expected a PEM certificate file: {error}") from error
     if config.cert is not None and config.key is not None:
         try:
             context.load_cert_chain(config.cert, config.key)
         except (OSError, ssl.SSLError) as error:
             raise ConfigError(
-                f"mqtt.cert = {str(config.cert)!r}, mqtt.key = {str(config.key)!r}:"
+                f"[mqtt] cert = {str(config.cert)!r}, [mqtt] key = {str(config.key)!r}:"
                 f" expected a PEM certificate and its private key: {error}"
             ) from error
     return context
@@ -190,4 +191,4 @@ def _password(path: Path | None) -> str | None:
     try:
         return path.read_text(encoding="utf-8").split("\n", 1)[0].rstrip("\r")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"mqtt.password_file = {str(path)!r}: cannot be read: {error}") from error
+        raise ConfigError(f"[mqtt] password_file = {str(path)!r}: cannot be read: {error}") from error

@@ -20,13 +20,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rmaker_ota.cloud.config import CloudConfig, ConfigError
+from rmaker_ota.cloud.config import CloudConfig
 from rmaker_ota.cloud.images import ImageStore
 from rmaker_ota.cloud.jobs import JobService
 from rmaker_ota.cloud.links import Links, load_secret, write_private
 from rmaker_ota.cloud.mqtt import MqttLink
 from rmaker_ota.cloud.store import HistoryEntry, Store
-from rmaker_ota.errors import DeviceError, StateError, UnsupportedError
+from rmaker_ota.errors import ConfigError, DeviceError, StateError, UnsupportedError
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -145,7 +145,7 @@ class CloudService:
             self.images, links, stall_timeout_s=config.http.stall_timeout_s, on_transfer=self._on_transfer
         )
         tls = _server_tls(config)
-        listener = _listen(config.http.host, config.http.port, "http.port")
+        listener = _listen(config.http.host, config.http.port, "[http] port")
         stack.callback(listener.close)
         self.url = links.base = config.http.url or _url("https" if tls else "http", listener)
         await _serve(stack, image_server.app, listener, tls)
@@ -155,7 +155,7 @@ class CloudService:
             admin_listener = _listen_unix(config.admin.socket)
             stack.callback(config.admin.socket.unlink, missing_ok=True)
         else:
-            admin_listener = _listen("127.0.0.1", config.admin.port, "admin.port")
+            admin_listener = _listen("127.0.0.1", config.admin.port, "[admin] port")
         stack.callback(admin_listener.close)
         await _serve(stack, admin.app, admin_listener, None)
 
@@ -294,7 +294,7 @@ def _server_tls(config: CloudConfig) -> ssl.SSLContext | None:
         context.load_cert_chain(http.cert, http.key)
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(
-            f"http.cert = {str(http.cert)!r}, http.key = {str(http.key)!r}:"
+            f"[http] cert = {str(http.cert)!r}, [http] key = {str(http.key)!r}:"
             f" expected a PEM certificate chain and its private key: {error}"
         ) from error
     return context
@@ -318,7 +318,7 @@ def _listen_unix(path: Path) -> socket.socket:
         return listener
     except OSError as error:
         listener.close()
-        raise ConfigError(f"admin.socket = {str(path)!r}: cannot listen there: {error.strerror or error}") from error
+        raise ConfigError(f"[admin] socket = {str(path)!r}: cannot listen there: {error.strerror or error}") from error
 
 
 def _url(scheme: str, listener: socket.socket) -> str:
