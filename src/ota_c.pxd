@@ -82,6 +82,226 @@ cdef extern from "sink/sink.h" nogil:
 
 # ---- esp -------------------------------------------------------------------------------------------------------------
 
+cdef extern from "base/status.h" nogil:
+    enum:
+        OTA_ERR_IMAGE_CHECKSUM
+        OTA_ERR_IMAGE_HASH
+
+cdef extern from "esp/esp_image.h" nogil:
+    enum:
+        OTA_ESP_DESCRIPTOR_OFFSET
+        OTA_ESP_IMAGE_APP
+        OTA_ESP_IMAGE_BOOTLOADER
+        OTA_ESP_IMAGE_ANY
+        OTA_ESP_IMAGE_STATE_HASH
+        OTA_ESP_IMAGE_STATE_COMPLETE
+    const uint32_t OTA_ESP_CHIP_ANY
+    const uint32_t OTA_ESP_UNSET
+    ctypedef struct ota_esp_address_range:
+        uint32_t low
+        uint32_t high
+    ctypedef struct ota_esp_chip:
+        uint16_t id
+        const char *name
+        const char *title
+        uint32_t bootloader_offset
+        ota_esp_address_range mapped[2]
+    const ota_esp_chip *ota_esp_chips(size_t *count)
+    const ota_esp_chip *ota_esp_chip_by_id(uint32_t id)
+    const ota_esp_chip *ota_esp_chip_by_name(const char *name)
+    ctypedef struct ota_esp_image_header:
+        uint8_t segment_count
+        uint8_t spi_mode
+        uint8_t spi_speed
+        uint8_t spi_size
+        uint32_t entry_addr
+        uint8_t wp_pin
+        uint8_t spi_pin_drv[3]
+        uint16_t chip_id
+        uint8_t min_chip_rev
+        uint16_t min_chip_rev_full
+        uint16_t max_chip_rev_full
+        uint8_t hash_appended
+    ctypedef struct ota_esp_segment:
+        uint32_t header_offset
+        uint32_t data_offset
+        uint32_t load_addr
+        uint32_t size
+        bint mapped
+    ctypedef struct ota_esp_app_descriptor:
+        uint32_t secure_version
+        char version[33]
+        char project_name[33]
+        char time[17]
+        char date[17]
+        char idf_version[33]
+        uint8_t elf_sha256[32]
+        uint16_t min_efuse_block_rev_full
+        uint16_t max_efuse_block_rev_full
+        uint8_t mmu_page_size_log2
+        uint8_t spi_flash_mode
+    ctypedef struct ota_esp_bootloader_descriptor:
+        uint8_t secure_version
+        uint32_t version
+        char idf_version[33]
+        char date_time[25]
+    ota_status ota_esp_image_header_parse(const uint8_t *data, size_t len, ota_esp_image_header *out, ota_error *error)
+    ota_status ota_esp_app_descriptor_parse(const uint8_t *data, size_t len, ota_esp_app_descriptor *out,
+                                            ota_error *error)
+    ctypedef struct ota_esp_image_rules:
+        uint32_t chip_id
+        uint32_t chip_revision
+        uint32_t efuse_block_revision
+        bint ignore_max_revision
+        uint64_t slot_size
+        uint8_t spi_flash_mode
+        bint bytes_after_allowed
+        uint8_t kind
+    ctypedef struct ota_esp_image_check:
+        int state
+        ota_error error
+        uint64_t offset
+        uint64_t image_size
+        uint64_t bytes_after
+        bint has_header
+        bint has_descriptor
+        bint has_bootloader_descriptor
+        ota_esp_image_header header
+        ota_esp_app_descriptor descriptor
+        ota_esp_bootloader_descriptor bootloader_descriptor
+        uint8_t segment_count
+        ota_esp_segment segments[16]
+        uint8_t checksum_stored
+        uint8_t checksum_computed
+        uint8_t hash_stored[32]
+        uint8_t hash_computed[32]
+    ota_status ota_esp_image_check_begin(ota_esp_image_check *check, const ota_esp_image_rules *rules, ota_error *error)
+    ota_status ota_esp_image_check_update(ota_esp_image_check *check, const uint8_t *data, size_t len, ota_error *error)
+    ota_status ota_esp_image_check_finish(ota_esp_image_check *check, ota_error *error)
+    void ota_esp_image_check_end(ota_esp_image_check *check)
+
+cdef extern from "esp/esp_partition_table.h" nogil:
+    enum:
+        OTA_ESP_PARTITION_ROWS_MAX
+    ctypedef struct ota_esp_partition:
+        uint8_t type
+        uint8_t subtype
+        uint32_t offset
+        uint32_t size
+        char label[17]
+        uint32_t flags
+    ctypedef struct ota_esp_partition_table:
+        uint32_t count
+        ota_esp_partition rows[96]
+        bint has_md5
+        uint8_t md5[16]
+        uint32_t end_offset
+    ctypedef struct ota_esp_csv_options:
+        uint32_t table_offset
+        uint64_t flash_size
+        uint32_t bootloader_offset
+        uint32_t recovery_bootloader_offset
+        bint secure_boot_v1
+        const char *(*lookup)(void *user, const char *name) noexcept
+        void *user
+    ctypedef struct ota_esp_layout:
+        const ota_esp_partition *otadata
+        const ota_esp_partition *factory
+        const ota_esp_partition *test
+        const ota_esp_partition *slots[16]
+        uint32_t slot_count
+    ota_status ota_esp_partition_table_parse(const uint8_t *data, size_t len, uint64_t flash_size,
+                                             ota_esp_partition_table *table, ota_error *error)
+    ota_status ota_esp_partition_table_build(ota_esp_partition_table *table, uint8_t *out, ota_error *error)
+    ota_status ota_esp_partition_table_from_csv(const char *text, size_t len, const ota_esp_csv_options *options,
+                                                ota_esp_partition_table *table, ota_error *error)
+    ota_status ota_esp_partition_table_check(const ota_esp_partition_table *table, const ota_esp_csv_options *options,
+                                             ota_error *error)
+    size_t ota_esp_partition_table_to_csv(const ota_esp_partition_table *table, char *out, size_t size)
+    const char *ota_esp_partition_type_name(uint8_t type, char *out)
+    const char *ota_esp_partition_subtype_name(uint8_t type, uint8_t subtype, char *out)
+    ota_status ota_esp_layout_find(const ota_esp_partition_table *table, ota_esp_layout *layout, ota_error *error)
+
+cdef extern from "esp/esp_otadata.h" nogil:
+    enum:
+        OTA_ESP_SLOT_FACTORY
+        OTA_ESP_SLOT_TEST
+        OTA_ESP_SLOT_NONE
+        OTA_ESP_OP_ERASE
+        OTA_ESP_OP_PROGRAM
+    ctypedef struct ota_esp_otadata_entry:
+        uint32_t seq
+        uint8_t label[20]
+        uint32_t state
+        uint32_t crc
+    ctypedef struct ota_esp_slot_facts:
+        bint verifies
+        bint described
+        uint32_t secure_version
+    ctypedef ota_status (*ota_esp_slot_probe)(void *user, int slot, bint full, ota_esp_slot_facts *facts,
+                                              ota_error *error) noexcept
+    ctypedef struct ota_esp_boot_config:
+        uint32_t slot_count
+        bint has_factory
+        bint has_test
+        bint has_otadata
+        bint rollback
+        bint anti_rollback
+        uint32_t secure_version
+        ota_esp_slot_probe probe
+        void *user
+    ctypedef struct ota_esp_boot_step:
+        int kind
+        int entry
+        int slot
+        uint32_t value
+    ctypedef struct ota_esp_op:
+        int kind
+        uint8_t sector
+        ota_esp_otadata_entry entry
+    ctypedef struct ota_esp_plan:
+        uint32_t count
+        ota_esp_op ops[8]
+        bint raise_secure_version
+        uint32_t secure_version
+    ctypedef struct ota_esp_boot_decision:
+        int slot
+        int start
+        int active
+        bint first_use
+        ota_esp_otadata_entry after[2]
+        ota_esp_plan plan
+        uint32_t step_count
+        ota_esp_boot_step steps[32]
+    void ota_esp_otadata_entry_build(const ota_esp_otadata_entry *entry, uint8_t *out)
+    ota_status ota_esp_otadata_parse(const uint8_t *data, size_t len, ota_esp_otadata_entry *out, ota_error *error)
+    ota_esp_otadata_entry ota_esp_otadata_entry_make(uint32_t seq, uint32_t state)
+    bint ota_esp_otadata_crc_ok(const ota_esp_otadata_entry *entry)
+    bint ota_esp_otadata_blank(const ota_esp_otadata_entry *entry)
+    bint ota_esp_otadata_dead(const ota_esp_otadata_entry *entry)
+    bint ota_esp_otadata_live(const ota_esp_otadata_entry *entry)
+    int ota_esp_otadata_slot(const ota_esp_otadata_entry *entry, uint32_t slot_count)
+    const char *ota_esp_otadata_state_name(uint32_t state)
+    const char *ota_esp_slot_name(int slot)
+    ota_status ota_esp_boot_decide(const ota_esp_otadata_entry *entries, const ota_esp_boot_config *config,
+                                   ota_esp_boot_decision *decision, ota_error *error)
+    const char *ota_esp_boot_step_text(const ota_esp_boot_step *step, char *out, size_t size)
+    int ota_esp_next_slot(uint32_t slot_count, int running)
+    ota_status ota_esp_slot_state(const ota_esp_otadata_entry *entries, uint32_t slot_count, int slot, uint32_t *state,
+                                  ota_error *error)
+    ota_status ota_esp_plan_begin(const ota_esp_otadata_entry *entries, const ota_esp_boot_config *config, int running,
+                                  int slot, ota_esp_plan *plan, ota_error *error)
+    ota_status ota_esp_plan_set_boot(const ota_esp_otadata_entry *entries, const ota_esp_boot_config *config,
+                                     int running, int slot, ota_esp_plan *plan, ota_error *error)
+    ota_status ota_esp_plan_mark_valid(const ota_esp_otadata_entry *entries, const ota_esp_boot_config *config,
+                                       int running, ota_esp_plan *plan, ota_error *error)
+    ota_status ota_esp_plan_mark_invalid(const ota_esp_otadata_entry *entries, const ota_esp_boot_config *config,
+                                         int running, ota_esp_plan *plan, ota_error *error)
+    ota_status ota_esp_can_rollback(const ota_esp_otadata_entry *entries, const ota_esp_boot_config *config,
+                                    int running, int *to, ota_error *error)
+    int ota_esp_last_invalid(const ota_esp_otadata_entry *entries, uint32_t slot_count)
+    void ota_esp_plan_apply(const ota_esp_plan *plan, ota_esp_otadata_entry *entries)
+
 # ---- target ----------------------------------------------------------------------------------------------------------
 
 # ---- source ----------------------------------------------------------------------------------------------------------
@@ -132,26 +352,19 @@ cdef extern from "source/source.h" nogil:
 
 cdef extern from "source/http_fields.h" nogil:
     void ota_http_public_url(const char *url, char *out, size_t size)
+
 # ---- verify ----------------------------------------------------------------------------------------------------------
 
 cdef extern from "verify/verify.h" nogil:
     enum:
         OTA_DIGEST_SHA256
         OTA_DIGEST_MD5
-    uint32_t OTA_ESP_CHIP_ANY
     ctypedef struct ota_verify:
         uint64_t offset
     void ota_verify_free(ota_verify **verify)
     ota_status ota_verify_digest_new(int kind, const uint8_t *expected, ota_verify **out, ota_error *error)
     ota_status ota_verify_digest_value(const ota_verify *verify, uint8_t *value, size_t *len)
-    ctypedef struct ota_image_rules:
-        uint32_t chip_id
-        uint32_t chip_revision
-        uint32_t efuse_block_revision
-        bint ignore_max_revision
-        uint64_t slot_size
-        uint8_t spi_flash_mode
-        bint bytes_after_allowed
+    ctypedef ota_esp_image_rules ota_image_rules
     ota_status ota_verify_image_new(const ota_image_rules *rules, ota_verify **out, ota_error *error)
 
 # ---- engine ----------------------------------------------------------------------------------------------------------

@@ -1,14 +1,113 @@
 """Types of the border to the C engine, room by room as in ``src/border``."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import IO, NamedTuple, Self
+
+from typing_extensions import Buffer
+
+from rmaker_ota.esp_format import (
+    AppDescriptor,
+    BootConfig,
+    BootDecision,
+    Chip,
+    EspImage,
+    EspImageHeader,
+    ImageKind,
+    OtadataEntry,
+    OtadataFacts,
+    OtadataPlan,
+    PartitionLayout,
+    PartitionTable,
+)
 
 # ---- errors.pxi ------------------------------------------------------------------------------------------------------
 
 def status_table() -> list[tuple[str, int, int, str]]: ...
 
 # ---- esp.pxi ---------------------------------------------------------------------------------------------------------
+
+def esp_chips() -> tuple[Chip, ...]: ...
+def esp_chip_id(name: str) -> int: ...
+def parse_image_header(data: Buffer) -> EspImageHeader: ...
+def parse_app_descriptor(data: Buffer) -> AppDescriptor: ...
+
+class ImageChecker:
+    def __init__(
+        self,
+        *,
+        kind: ImageKind = "app",
+        chip_id: int | None = None,
+        chip_revision: int | None = None,
+        efuse_block_revision: int | None = None,
+        ignore_max_revision: bool = False,
+        slot_size: int = 0,
+        spi_flash_mode: int = 0,
+        bytes_after_allowed: bool = True,
+    ) -> None: ...
+    def update(self, data: Buffer) -> bool: ...
+    def finish(self) -> None: ...
+    def result(self) -> EspImage: ...
+
+def parse_image(
+    data: Buffer,
+    *,
+    kind: ImageKind = "any",
+    chip_id: int | None = None,
+    chip_revision: int | None = None,
+    efuse_block_revision: int | None = None,
+    ignore_max_revision: bool = False,
+    slot_size: int = 0,
+    spi_flash_mode: int = 0,
+    bytes_after_allowed: bool = True,
+) -> EspImage: ...
+def parse_partition_table(data: Buffer, *, flash_size: int = 0) -> PartitionTable: ...
+def build_partition_table(table: PartitionTable) -> bytes: ...
+def partition_table_from_csv(
+    text: str | bytes,
+    *,
+    variables: Mapping[str, str] | None = None,
+    table_offset: int = 0x8000,
+    flash_size: int = 0,
+    bootloader_offset: int | None = None,
+    recovery_bootloader_offset: int | None = None,
+    secure_boot_v1: bool = False,
+) -> PartitionTable: ...
+def check_partition_table(
+    table: PartitionTable,
+    *,
+    table_offset: int = 0x8000,
+    flash_size: int = 0,
+    bootloader_offset: int | None = None,
+    recovery_bootloader_offset: int | None = None,
+    secure_boot_v1: bool = False,
+) -> None: ...
+def partition_table_to_csv(table: PartitionTable) -> str: ...
+def partition_names(type: int, subtype: int) -> tuple[str, str]: ...
+def partition_layout(table: PartitionTable) -> PartitionLayout: ...
+def parse_otadata(data: Buffer) -> tuple[OtadataEntry, OtadataEntry]: ...
+def build_otadata_entry(entry: OtadataEntry) -> bytes: ...
+def build_otadata(entries: Sequence[OtadataEntry]) -> bytes: ...
+def make_otadata_entry(seq: int, state: int) -> OtadataEntry: ...
+def blank_otadata_entry() -> OtadataEntry: ...
+def otadata_facts(entry: OtadataEntry, slot_count: int) -> OtadataFacts: ...
+def boot_decide(entries: Sequence[OtadataEntry], config: BootConfig) -> BootDecision: ...
+def otadata_next_slot(slot_count: int, running: str | None) -> str | None: ...
+def otadata_slot_state(entries: Sequence[OtadataEntry], slot_count: int, slot: str) -> int: ...
+def otadata_last_invalid(entries: Sequence[OtadataEntry], slot_count: int) -> str | None: ...
+def otadata_can_rollback(entries: Sequence[OtadataEntry], config: BootConfig, running: str | None) -> str: ...
+def otadata_plan_begin(
+    entries: Sequence[OtadataEntry], config: BootConfig, running: str | None, slot: str
+) -> OtadataPlan: ...
+def otadata_plan_set_boot(
+    entries: Sequence[OtadataEntry], config: BootConfig, running: str | None, slot: str
+) -> OtadataPlan: ...
+def otadata_plan_mark_valid(
+    entries: Sequence[OtadataEntry], config: BootConfig, running: str | None
+) -> OtadataPlan: ...
+def otadata_plan_mark_invalid(
+    entries: Sequence[OtadataEntry], config: BootConfig, running: str | None
+) -> OtadataPlan: ...
 
 # ---- sink.pxi --------------------------------------------------------------------------------------------------------
 

@@ -188,6 +188,10 @@ ota_status ota_esp_partition_table_parse(const uint8_t *data, size_t len, uint64
         const uint8_t *row = data + offset;
         uint16_t magic = ota_load_u16le(row);
         ota_status status = OTA_OK;
+        if (magic == 0x50AA && table->has_md5) {
+            /* A boot loader reads it, then takes the MD5 row for the last partition. */
+            return table_error(error, offset, "row %u of the partition table is a partition behind the MD5 row", index);
+        }
         if (magic == 0x50AA) {
             status = parse_row(row, index, flash_size, table, error);
         } else if (magic == 0xEBEB) {

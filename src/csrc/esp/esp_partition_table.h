@@ -63,7 +63,8 @@ typedef struct ota_esp_partition_table {
 
 /* Reads `len` bytes (of which at most 0xC00 matter) by the boot loader's rules: first row not the end marker, every magic
  * right, at most one MD5 row and that one right, an end marker within 96 rows, every partition inside `flash_size` bytes
- * (0: not known). ERR_PARTITION_TABLE with the row's number (from 0) and the field; `error->offset` is the row's offset. */
+ * (0: not known). Stricter than a boot loader: no partition behind the MD5 row. ERR_PARTITION_TABLE with the row's number
+ * (from 0) and the field; `error->offset` is the row's offset. */
 ota_status ota_esp_partition_table_parse(const uint8_t *data, size_t len, uint64_t flash_size,
                                          ota_esp_partition_table *table, ota_error *error);
 
