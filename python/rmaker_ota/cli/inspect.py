@@ -1,0 +1,119 @@
+"""``rmaker-ota inspect FILE-or-TARGET``: what lies there, and which slot boots next and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import click
+
+from rmaker_ota.cli import output
+from rmaker_ota.cli.errors import ExitCode
+from rmaker_ota.inspect import KINDS, inspect
+
+
+def image_lines(found: dict[str, Any]) -> Iterator[str]:
+    header, app, boot = found["header"], found["app"], found["bootloader"]
+    if app:
+        yield f"app           {app['project']} {app['version']}, secure version {app['secure_version']}"
+        yield f"built         {app['built'] or 'reproducibly'}, ESP-IDF {app['idf_version']}"
+    if boot:
+        yield f"boot loader   version {boot['version']}, ESP-IDF {boot['idf_version']}, {boot['built'] or ''}"
+    if header:
+        newest = f" to {header['max_revision']}" if header["max_revision"] else " and above"
+        yield f"chip          {header['chip'] or header['chip_id']}, revision {header['min_revision']}{newest}"
+    yield f"image         {found['image_size']} bytes, {found['bytes_after']} behind it"
+    for number, segment in enumerate(found["segments"]):
+        place = "mapped" if segment["mapped"] else "RAM" if segment["load_addr"] else "padding"
+        where = f"at {segment['offset']:#08x}, {segment['size']:>8} bytes -> {segment['load_addr']:#010x}"
+        yield f"segment {number:<5} {where} {place}"
+    for name, title in (("checksum", "checksum"), ("sha256", "SHA-256")):
+        pair = found[name]
+        if pair:
+            value = f"{pair['stored']:#04x}" if isinstance(pair["stored"], int) else pair["stored"]
+            yield f"{title:<13} {value} {'right' if pair['right'] else 'WRONG'}"
+
+
+def table_lines(found: dict[str, Any]) -> Iterator[str]:
+    if not found["partitions"]:
+        return
+    yield f"{'label':<16} {'type':<10} {'subtype':<12} {'offset':>10} {'size':>10}"
+    for row in found["partitions"]:
+        flags = " ".join(flag for flag in ("encrypted", "readonly") if row[flag])
+        kind = f"{row['label']:<16} {row['type']:<10} {row['subtype']:<12}"
+        yield f"{kind} {row['offset']:>#10x} {row['size']:>#10x} {flags}".rstrip()
+
+
+def otadata_lines(found: dict[str, Any]) -> Iterator[str]:
+    for number, entry in enumerate(found["entries"]):
+        if entry["seq"] is None:
+            yield f"otadata {number}     never written"
+            continue
+        damage = "" if entry["crc_right"] else ", CRC wrong"
+        counts = "" if entry["counts"] else ", does not count"
+        yield f"otadata {number}     sequence {entry['seq']} -> {entry['slot']}, {entry['state']}{damage}{counts}"
+
+
+def flash_lines(found: dict[str, Any]) -> Iterator[str]:
+    if found["bootloader"]:
+        boot = found["bootloader"]
+        damage = f": {boot['error']['message']}" if boot["error"] else ""
+        yield f"boot loader   {boot['chip']}, {boot['image_size']} bytes at {boot['offset']:#x}{damage}"
+    yield from table_lines(found)
+    for slot in found["slots"]:
+        app = slot["app"]
+        what = f"{app['project']} {app['version']}, secure version {app['secure_version']}" if app else "no app"
+        if slot["empty"]:
+            what = "empty"
+        elif slot["error"]:
+            what += f"; does not boot: {slot['error']['message']}"
+        yield f"{slot['slot']:<13} {what}"
+    if found["otadata"]:
+        yield from otadata_lines(found["otadata"])
+    for part in found["nvs"]:
+        yield from nvs_lines(part)
+    if found["boot"]:
+        yield f"boots next    {found['boot']['slot'] or 'nothing'}"
+        for reason in found["boot"]["reasons"]:
+            yield f"              {reason}"
+
+
+def nvs_lines(found: dict[str, Any]) -> Iterator[str]:
+    label = f" {found['label']}" if "label" in found else ""
+    damaged = f", {found['damaged']} damaged" if found["damaged"] else ""
+    yield f"NVS{label}: {found['pages']} pages, {len(found['items'])} items{damaged}"
+    for item in found["items"]:
+        yield f"  {item['namespace']}/{item['key']} ({item['type']}) = {item['value']}"
+
+
+LINES = {
+    "image": image_lines,
+    "partition-table": table_lines,
+    "otadata": otadata_lines,
+    "nvs": nvs_lines,
+    "flash": flash_lines,
+}
+
+
+@click.command("inspect")
+@click.argument("where", metavar="FILE-or-TARGET")
+@click.option("--kind", type=click.Choice(KINDS), help="What it is.  [default: found out]")
+@output.json_option
+def command(where: str, *, kind: str | None, as_json: bool) -> int:
+    """Show what lies in FILE-or-TARGET. Nothing is changed.
+
+    An app or boot loader image: descriptor, segments, checksum and hash. A partition table, otadata, an NVS partition
+    (secrets masked), or a whole flash image: all of these, and which slot boots next and why. The exit code is 1 when
+    something in it is damaged.
+    """
+    found = inspect(where, kind=kind)
+    damage = found.get("error")
+    if as_json:
+        output.print_json(found)
+    else:
+        output.say(f"{found['path']}: {found['kind']}, {found['size']} bytes")
+        for line in LINES[found["kind"]](found):
+            output.say(line)
+        if damage:
+            output.say(f"damaged       {damage['message']} ({damage['name']}, at byte {damage['offset']})")
+    return ExitCode.FAILED if damage else ExitCode.DONE
