@@ -136,7 +136,7 @@ static sector_need need_of(const sink_flash *self, const uint8_t *data, const ui
 /* `len` bytes of the image at the sector boundary `offset`, all in one block of RUN_SIZE. */
 static ota_status write_run(sink_flash *self, uint64_t offset, const uint8_t *data, size_t len, ota_error *error) {
     size_t sectors = (len + OTA_FLASH_SECTOR - 1) / OTA_FLASH_SECTOR;
-    sector_need need[RUN_SECTORS];
+    sector_need need[RUN_SECTORS] = {SECTOR_KEEP};
     ota_status status = OTA_OK;
     if (!self->options.rewrite_same) {
         status = flash_read(self, offset, self->existing, sectors * OTA_FLASH_SECTOR, error);
