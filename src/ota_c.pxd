@@ -53,6 +53,22 @@ cdef extern from "port/port.h" nogil:
         uint64_t torn_len
         uint64_t seen
         bint lost
+    ctypedef struct ota_flash
+    ctypedef struct ota_flash_ops:
+        ota_status (*read)(ota_flash *flash, uint64_t offset, void *buf, size_t len, ota_error *error) noexcept nogil
+        void (*close)(ota_flash *flash) noexcept nogil
+    ctypedef struct ota_flash:
+        const ota_flash_ops *ops
+        uint64_t size
+        uint64_t reads
+        uint64_t programs
+        uint64_t erases
+        uint64_t syncs
+        uint64_t bytes_read
+        uint64_t bytes_programmed
+        uint64_t sectors_erased
+    ota_status ota_port_flash_file_open(const char *path, bint read_only, ota_fault *fault, ota_flash **out,
+                                        ota_error *error)
 
 # ---- sink ------------------------------------------------------------------------------------------------------------
 
@@ -303,6 +319,43 @@ cdef extern from "esp/esp_otadata.h" nogil:
     void ota_esp_plan_apply(const ota_esp_plan *plan, ota_esp_otadata_entry *entries)
 
 # ---- target ----------------------------------------------------------------------------------------------------------
+
+cdef extern from "target/esp_target.h" nogil:
+    ctypedef struct ota_esp_target_options:
+        ota_flash *flash
+        uint64_t table_offset
+        ota_esp_image_rules rules
+        bint rollback
+        bint anti_rollback
+        uint32_t secure_version
+        int running
+    ctypedef struct ota_esp_slot:
+        int number
+        const char *name
+        char label[17]
+        uint64_t offset
+        uint64_t size
+    ctypedef struct ota_esp_target
+    ota_status ota_esp_target_new(const ota_esp_target_options *options, ota_esp_target **out, ota_error *error)
+    void ota_esp_target_free(ota_esp_target **target)
+    const ota_esp_slot *ota_esp_target_slots(const ota_esp_target *target, size_t *count)
+    const ota_esp_partition_table *ota_esp_target_table(const ota_esp_target *target)
+    int ota_esp_target_running(ota_esp_target *target)
+    uint32_t ota_esp_target_secure_version(ota_esp_target *target)
+    ota_status ota_esp_target_next_slot(ota_esp_target *target, int *slot, ota_error *error)
+    ota_status ota_esp_target_describe(ota_esp_target *target, int slot, ota_esp_image_header *header,
+                                       ota_esp_app_descriptor *descriptor, ota_error *error)
+    ota_status ota_esp_target_verify(ota_esp_target *target, int slot, uint64_t *image_size, ota_error *error)
+    ota_status ota_esp_target_entries(ota_esp_target *target, ota_esp_otadata_entry *entries, ota_error *error)
+    ota_status ota_esp_target_state(ota_esp_target *target, int slot, uint32_t *state, ota_error *error)
+    ota_status ota_esp_target_sink_new(ota_esp_target *target, int slot, bint activate, bint rewrite_same,
+                                       ota_sink **out, ota_error *error)
+    ota_status ota_esp_target_set_boot(ota_esp_target *target, int slot, ota_error *error)
+    ota_status ota_esp_target_mark_valid(ota_esp_target *target, ota_error *error)
+    ota_status ota_esp_target_mark_invalid(ota_esp_target *target, ota_error *error)
+    ota_status ota_esp_target_can_rollback(ota_esp_target *target, int *to, ota_error *error)
+    ota_status ota_esp_target_choose(ota_esp_target *target, ota_esp_boot_decision *decision, ota_error *error)
+    ota_status ota_esp_target_boot(ota_esp_target *target, ota_esp_boot_decision *decision, ota_error *error)
 
 # ---- source ----------------------------------------------------------------------------------------------------------
 

@@ -1,1 +1,450 @@
-# (empty)
+# Targets of the engine: the flash of an ESP32 as a whole, in a flash image file.
+
+import threading as _threading
+
+cimport cython
+
+
+cdef class EspTarget:
+    """An ESP32's flash in a file: slots, boot choice, and sinks for its slots (``target/esp_target.h``).
+
+    Slots go by name: ``ota_0`` .., ``factory``, ``test``. Methods may be called from any thread.
+
+    Args:
+        path: of the flash image, a raw dump of the whole chip. Taken exclusively unless ``read_only``.
+        read_only: nothing may be changed; the file is not taken.
+        table_offset: of the partition table, bytes.
+        rollback: boot loader and app are built with app rollback.
+        anti_rollback: they are built with secure version checks; means ``rollback`` too.
+        secure_version: of the eFuses.
+        running: name of the slot whose image runs; None, or one the table lacks: what would boot now.
+        chip_id, chip_revision, efuse_block_revision: of the chip, which images are checked for; None: not checked.
+        ignore_max_revision: the eFuse "disable wafer version major" is burnt.
+        fault: what goes wrong with the flash, for tests.
+
+    Raises:
+        DeviceError, NotFoundError: the file cannot be opened, or is in use.
+        ArgumentError: it is no flash image.
+        FormatError: its partition table or otadata is not valid.
+    """
+
+    cdef ota_flash *flash
+    cdef ota_esp_target *ptr
+    cdef Fault fault
+    cdef object lock   # of opening, using and closing; C has its own for what sinks do meanwhile
+    cdef int sinks     # alive; flash and target stay until the last one is gone
+    cdef bint closed
+
+    def __cinit__(self):
+        self.lock = _threading.Lock()
+        self.closed = True
+
+    def __init__(
+        self,
+        path,
+        *,
+        read_only=False,
+        table_offset=0x8000,
+        rollback=True,
+        anti_rollback=False,
+        secure_version=0,
+        running=None,
+        chip_id=None,
+        chip_revision=None,
+        efuse_block_revision=None,
+        ignore_max_revision=False,
+        Fault fault=None,
+    ):
+        cdef ota_esp_target_options options
+        cdef ota_error error
+        cdef ota_status status
+        if self.ptr != NULL:
+            raise _errors.StateError("the target is open already")
+        memset(&options, 0, sizeof(options))
+        clear_error(&error)
+        encoded = os.fsencode(path)
+        cdef const char *raw_path = encoded
+        cdef bint only_read = read_only
+        options.table_offset = table_offset
+        options.rules.chip_id = OTA_ESP_CHIP_ANY if chip_id is None else chip_id
+        options.rules.chip_revision = OTA_ESP_UNSET if chip_revision is None else chip_revision
+        options.rules.efuse_block_revision = OTA_ESP_UNSET if efuse_block_revision is None else efuse_block_revision
+        options.rules.ignore_max_revision = ignore_max_revision
+        options.rollback = rollback
+        options.anti_rollback = anti_rollback
+        options.secure_version = secure_version
+        options.running = _slot_number(running)
+        self.fault = fault
+        cdef ota_fault *plan = fault_of(fault)
+        with nogil:
+            status = ota_port_flash_file_open(raw_path, only_read, plan, &self.flash, &error)
+        check(status, &error)
+        options.flash = self.flash
+        with nogil:
+            status = ota_esp_target_new(&options, &self.ptr, &error)
+        if status < 0:
+            self.release()
+        check(status, &error)
+        self.closed = False
+
+    def __dealloc__(self):
+        self.release()
+
+    cdef void release(self) noexcept:
+        ota_esp_target_free(&self.ptr)
+        if self.flash != NULL:
+            self.flash.ops.close(self.flash)
+            self.flash = NULL
+
+    cdef int need_open(self) except -1:
+        if self.closed:
+            raise _errors.StateError("the target is closed")
+        return 0
+
+    def close(self):
+        """Gives the file back, at once or when the last sink is gone. Harmless when it is closed already."""
+        with self.lock:
+            self.closed = True
+            if self.sinks == 0:
+                self.release()
+
+    # ---- what is there ------------------------------------------------------------------------------------------------
+
+    @property
+    def size(self):
+        """Bytes of the flash."""
+        with self.lock:
+            self.need_open()
+            return self.flash.size
+
+    @property
+    def counts(self):
+        """Operations on the flash so far: reads, programs, erases, syncs, bytes_read, bytes_programmed, sectors_erased."""
+        with self.lock:
+            self.need_open()
+            return {
+                "reads": self.flash.reads,
+                "programs": self.flash.programs,
+                "erases": self.flash.erases,
+                "syncs": self.flash.syncs,
+                "bytes_read": self.flash.bytes_read,
+                "bytes_programmed": self.flash.bytes_programmed,
+                "sectors_erased": self.flash.sectors_erased,
+            }
+
+    def slots(self):
+        """The slots.
+
+        Returns:
+            tuple[tuple[str, str, int, int], ...]: name, label, offset and size in bytes.
+        """
+        cdef size_t count = 0
+        with self.lock:
+            self.need_open()
+            rows = ota_esp_target_slots(self.ptr, &count)
+            return tuple(
+                (rows[i].name.decode("ascii"), _esp_text(rows[i].label), rows[i].offset, rows[i].size)
+                for i in range(count)
+            )
+
+    def partition_table(self):
+        """The partition table, as `esp_format.PartitionTable`."""
+        with self.lock:
+            self.need_open()
+            return _partition_table(ota_esp_target_table(self.ptr))
+
+    @property
+    def running(self):
+        """Name of the slot whose image runs; None: nothing booted."""
+        cdef int slot
+        with self.lock:
+            self.need_open()
+            with nogil:
+                slot = ota_esp_target_running(self.ptr)
+            return _slot_name(slot)
+
+    @property
+    def secure_version(self):
+        """The smallest secure version that is accepted; rises with `boot` and `mark_valid`."""
+        cdef uint32_t version
+        with self.lock:
+            self.need_open()
+            with nogil:
+                version = ota_esp_target_secure_version(self.ptr)
+            return version
+
+    def next_slot(self):
+        """Name of the slot an update goes to.
+
+        Raises:
+            NotFoundError: there is no OTA slot but the running one.
+        """
+        cdef ota_error error
+        cdef ota_status status
+        cdef int slot
+        clear_error(&error)
+        with self.lock:
+            self.need_open()
+            with nogil:
+                status = ota_esp_target_next_slot(self.ptr, &slot, &error)
+            check(status, &error)
+            return _slot_name(slot)
+
+    def describe(self, slot):
+        """What an image says of itself, whole or not.
+
+        Returns:
+            tuple[esp_format.EspImageHeader, esp_format.AppDescriptor]
+
+        Raises:
+            ImageError, DataError, UnsupportedError: there is no app image.
+        """
+        cdef ota_esp_image_header header
+        cdef ota_esp_app_descriptor descriptor
+        cdef ota_error error
+        cdef ota_status status
+        cdef int number = _slot_number(slot)
+        clear_error(&error)
+        with self.lock:
+            self.need_open()
+            with nogil:
+                status = ota_esp_target_describe(self.ptr, number, &header, &descriptor, &error)
+            check(status, &error)
+            return _image_header(&header), _app_descriptor(&descriptor)
+
+    def verify(self, slot):
+        """Reads a slot's image and checks all of it, as the boot loader does.
+
+        Returns:
+            int: bytes of the image.
+
+        Raises:
+            ImageError, DataError, RejectedError (chip), TooLargeError: what is wrong with it.
+        """
+        cdef ota_error error
+        cdef ota_status status
+        cdef uint64_t size = 0
+        cdef int number = _slot_number(slot)
+        clear_error(&error)
+        with self.lock:
+            self.need_open()
+            with nogil:
+                status = ota_esp_target_verify(self.ptr, number, &size, &error)
+            check(status, &error)
+            return size
+
+    def entries(self):
+        """Both otadata entries, as `esp_format.OtadataEntry`.
+
+        Raises:
+            NotFoundError: the table has no otadata partition.
+        """
+        cdef ota_esp_otadata_entry both[2]
+        cdef ota_error error
+        cdef ota_status status
+        clear_error(&error)
+        with self.lock:
+            self.need_open()
+            with nogil:
+                status = ota_esp_target_entries(self.ptr, both, &error)
+            check(status, &error)
+            return _otadata_entry(&both[0]), _otadata_entry(&both[1])
+
+    def state(self, slot):
+        """State of a slot's entry, as a number.
+
+        Raises:
+            NotFoundError: it has none.
+            UnsupportedError: it never has one (factory, test).
+        """
+        cdef ota_error error
+        cdef ota_status status
+        cdef uint32_t state = 0
+        cdef int number = _slot_number(slot)
+        clear_error(&error)
+        with self.lock:
+            self.need_open()
+            with nogil:
+                status = ota_esp_target_state(self.ptr, number, &state, &error)
+            check(status, &error)
+            return state
+
+    def read(self, uint64_t offset, size_t size):
+        """Bytes of the flash.
+
+        Raises:
+            ArgumentError: not inside the flash.
+        """
+        cdef ota_error error
+        cdef ota_status status
+        clear_error(&error)
+        with self.lock:
+            self.need_open()
+            if size > self.flash.size:
+                raise _errors.ArgumentError(f"{size} bytes are more than the flash of {self.flash.size} bytes has")
+            out = bytearray(size)
+            if size == 0:
+                return b""
+            view = <uint8_t[:size]>out
+            with nogil:
+                status = self.flash.ops.read(self.flash, offset, &view[0], size, &error)
+            check(status, &error)
+            return bytes(out)
+
+    # ---- changes ------------------------------------------------------------------------------------------------------
+
+    def sink(self, slot, *, activate=True, rewrite_same=False):
+        """A sink for a slot.
+
+        Args:
+            slot: its name.
+            activate: commit verifies the image and makes the slot the next one to boot.
+            rewrite_same: write sectors that hold the right bytes already too.
+
+        Raises:
+            SlotRunningError, PendingVerifyError, ArgumentError: it may not be written.
+        """
+        cdef ota_error error
+        cdef ota_status status
+        cdef int number = _slot_number(slot)
+        cdef bint chosen = activate, again = rewrite_same
+        cdef FlashSink sink = FlashSink.__new__(FlashSink)
+        clear_error(&error)
+        with self.lock:
+            self.need_open()
+            with nogil:
+                status = ota_esp_target_sink_new(self.ptr, number, chosen, again, &sink.ptr, &error)
+            check(status, &error)
+            sink.target = self
+            self.sinks += 1
+        return sink
+
+    def set_boot(self, slot):
+        """Verifies the slot's image as it lies in flash and makes it the next one to boot.
+
+        Raises:
+            ImageError, DataError, RejectedError: its image; ArgumentError: no such slot, or the test slot.
+        """
+        cdef ota_error error
+        cdef ota_status status
+        cdef int number = _slot_number(slot)
+        clear_error(&error)
+        with self.lock:
+            self.need_open()
+            with nogil:
+                status = ota_esp_target_set_boot(self.ptr, number, &error)
+            check(status, &error)
+
+    def mark_valid(self):
+        """Confirms the running image.
+
+        Raises:
+            StateError: the active entry does not name the running slot.
+        """
+        cdef ota_error error
+        cdef ota_status status
+        clear_error(&error)
+        with self.lock:
+            self.need_open()
+            with nogil:
+                status = ota_esp_target_mark_valid(self.ptr, &error)
+            check(status, &error)
+
+    def mark_invalid(self):
+        """Marks the running image invalid, so that the next boot takes another one.
+
+        Raises:
+            RollbackError: there is none; nothing was changed.
+            StateError: the active entry does not name the running slot.
+        """
+        cdef ota_error error
+        cdef ota_status status
+        clear_error(&error)
+        with self.lock:
+            self.need_open()
+            with nogil:
+                status = ota_esp_target_mark_invalid(self.ptr, &error)
+            check(status, &error)
+
+    def can_rollback(self):
+        """Name of the slot that would boot if the running image were marked invalid.
+
+        Raises:
+            RollbackError: there is none.
+            StateError: the active entry does not name the running slot.
+        """
+        cdef ota_error error
+        cdef ota_status status
+        cdef int to = OTA_ESP_SLOT_NONE
+        clear_error(&error)
+        with self.lock:
+            self.need_open()
+            with nogil:
+                status = ota_esp_target_can_rollback(self.ptr, &to, &error)
+            check(status, &error)
+            return _slot_name(to)
+
+    # ---- boot ---------------------------------------------------------------------------------------------------------
+
+    def choose(self):
+        """What the boot loader would do now, as `esp_format.BootDecision`. Changes nothing."""
+        cdef ota_esp_boot_decision decision
+        cdef ota_error error
+        cdef ota_status status
+        clear_error(&error)
+        with self.lock:
+            self.need_open()
+            with nogil:
+                status = ota_esp_target_choose(self.ptr, &decision, &error)
+            check(status, &error)
+            return _boot_decision(&decision)
+
+    def boot(self):
+        """A restart: the boot loader's choice with all it writes. The slot that boots is the running one from then on.
+
+        Returns:
+            esp_format.BootDecision
+        """
+        cdef ota_esp_boot_decision decision
+        cdef ota_error error
+        cdef ota_status status
+        clear_error(&error)
+        with self.lock:
+            self.need_open()
+            with nogil:
+                status = ota_esp_target_boot(self.ptr, &decision, &error)
+            check(status, &error)
+            return _boot_decision(&decision)
+
+
+cdef object _boot_decision(const ota_esp_boot_decision *decision):
+    cdef char text[160]
+    reasons = []
+    for i in range(decision.step_count):
+        ota_esp_boot_step_text(&decision.steps[i], text, sizeof(text))
+        reasons.append((<bytes>text).decode("utf-8"))
+    return _esp().BootDecision(
+        _slot_name(decision.slot),
+        decision.active if decision.active >= 0 else None,
+        decision.first_use,
+        _otadata_plan(&decision.plan, decision.after),
+        tuple(reasons),
+    )
+
+
+@cython.no_gc_clear  # __dealloc__ needs the target, whose flash the C sink borrows
+@cython.final
+cdef class FlashSink(Sink):
+    """A sink for a slot of an `EspTarget`, which makes it."""
+
+    cdef EspTarget target
+
+    def __init__(self):
+        raise TypeError("EspTarget.sink makes these")
+
+    def __dealloc__(self):
+        ota_sink_free(&self.ptr)
+        if self.target is not None:
+            self.target.sinks -= 1
+            if self.target.closed and self.target.sinks == 0:
+                self.target.release()
