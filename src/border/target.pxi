@@ -3,6 +3,8 @@
 import threading as _threading
 
 cimport cython
+from cpython.bytes cimport PyBytes_AsString as _PyBytes_AsString
+from cpython.bytes cimport PyBytes_FromStringAndSize as _PyBytes_FromStringAndSize
 
 
 cdef class EspTarget:
@@ -277,19 +279,18 @@ cdef class EspTarget:
         """
         cdef ota_error error
         cdef ota_status status
+        cdef char *buffer
         clear_error(&error)
         with self.lock:
             self.need_open()
             if size > self.flash.size:
                 raise _errors.ArgumentError(f"{size} bytes are more than the flash of {self.flash.size} bytes has")
-            out = bytearray(size)
-            if size == 0:
-                return b""
-            view = <uint8_t[:size]>out
+            out = _PyBytes_FromStringAndSize(NULL, <Py_ssize_t>size)
+            buffer = _PyBytes_AsString(out)  # nobody else has seen the object yet
             with nogil:
-                status = self.flash.ops.read(self.flash, offset, &view[0], size, &error)
+                status = self.flash.ops.read(self.flash, offset, buffer, size, &error)
             check(status, &error)
-            return bytes(out)
+            return out
 
     # ---- changes ------------------------------------------------------------------------------------------------------
 
