@@ -1,9 +1,10 @@
-"""Targets: where an image can go. `open_target` finds the kind by the scheme of its URI and imports only that one."""
+"""Where images go. `open_target` makes a target from its URI; `base.Target` says what all of them offer."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from rmaker_ota.errors import ArgumentError
@@ -11,34 +12,38 @@ from rmaker_ota.errors import ArgumentError
 if TYPE_CHECKING:
     from rmaker_ota.targets.base import Target
 
-# Scheme: module and class, which takes the path and the options of that kind.
-SCHEMES = {
+# scheme -> module and class; imported when the first target of the kind is opened
+_KINDS: dict[str, tuple[str, str]] = {
     "file": ("rmaker_ota.targets.file", "FileTarget"),
     "esp32-image": ("rmaker_ota.targets.esp32_image", "Esp32ImageTarget"),
 }
 
 
 def open_target(uri: str, **options: Any) -> Target:
-    """Opens a target.
+    """The target a URI names.
 
     Args:
-        uri: ``file:PATH`` (a raw file or block device as one slot) or ``esp32-image:PATH`` (a flash image).
-        options: keyword arguments of that kind's class.
+        uri: ``file:PATH`` (raw file or block device) or ``esp32-image:PATH`` (flash image of a virtual ESP32).
+        options: keyword arguments of the target's class. Those that are None are left out.
 
     Raises:
-        ArgumentError: no such kind of target, or it has no such option.
-        OtaError: it cannot be opened.
+        ArgumentError: the kind of target, or an option, is not known.
+        OtaError: the target cannot be opened.
     """
-    scheme, colon, path = uri.partition(":")
-    if not colon or scheme not in SCHEMES:
-        raise ArgumentError(f"{uri!r} is no target: {' or '.join(f'{name}:PATH' for name in SCHEMES)} expected")
-    if not path:
-        raise ArgumentError(f"{uri!r} lacks the path behind {scheme}:")
-    module, name = SCHEMES[scheme]
-    kind = getattr(importlib.import_module(module), name)
-    known = inspect.signature(kind).parameters
-    for option in options:
-        if option not in known:
-            raise ArgumentError(f"a target {scheme}: has no option {option}")
-    target: Target = kind(path, **options)
-    return target
+    scheme, _, rest = uri.partition(":")
+    if scheme not in _KINDS or not rest:
+        known = ", ".join(f"{name}:PATH" for name in _KINDS)
+        raise ArgumentError(f"target {uri!r} is none of {known}", stage="target")
+    module, name = _KINDS[scheme]
+    kind: Callable[..., Target] = getattr(importlib.import_module(module), name)
+    given = {key: value for key, value in options.items() if value is not None}
+    known_options = [key for key in inspect.signature(kind).parameters if key != "path"]
+    for key in given:
+        if key not in known_options:
+            raise ArgumentError(
+                f"a {scheme}: target has no option {key!r}, only {', '.join(known_options)}", stage="target"
+            )
+    return kind(rest, **given)
+
+
+__all__ = ["open_target"]
