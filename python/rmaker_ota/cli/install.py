@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
 from rmaker_ota.cli import errors, output
-from rmaker_ota.errors import ConfigError, OtaError
+from rmaker_ota.errors import ConfigError, NotResumableError, OtaError
 from rmaker_ota.esp_err import esp_err_name
 from rmaker_ota.install import (
     HttpOptions,
@@ -69,7 +70,7 @@ class ByteCount(click.ParamType[int]):
         return int(count)
 
 
-SECONDS = click.FloatRange(min=0, max=31_536_000)
+SECONDS = click.FloatRange(min=0, min_open=True, max=31_536_000)
 
 
 class ResumeFile:
@@ -214,9 +215,7 @@ def summary(result: InstallResult, target: Target) -> str:
 @click.option(
     "--stall-timeout", type=SECONDS, default=60.0, show_default=True, metavar="S", help="Longest wait without a byte."
 )
-@click.option(
-    "--deadline", type=SECONDS, default=0.0, metavar="S", help="Time for the whole download.  [default: none]"
-)
+@click.option("--deadline", type=SECONDS, metavar="S", help="Time for the whole download.  [default: none]")
 @click.option("--limit-rate", type=ByteCount(), help="Bytes per second to take at most.")
 @click.option(
     "--resume",
@@ -245,7 +244,7 @@ def command(
     allow_http: bool,
     connect_timeout: float,
     stall_timeout: float,
-    deadline: float,
+    deadline: float | None,
     limit_rate: int | None,
     resume: Path | None,
     read_back: bool,
@@ -274,8 +273,16 @@ def command(
         allow_http=allow_http,
         connect_timeout_s=connect_timeout,
         stall_timeout_s=stall_timeout,
-        deadline_s=deadline,
+        deadline_s=deadline or 0,
         max_bytes_per_s=limit_rate or 0,
+    )
+    options = InstallOptions(
+        sha256=sha256,
+        md5=md5,
+        size=size,
+        transform=transform,
+        activate=not no_activate,
+        read_back=read_back,
     )
     started = time.monotonic()
     slot: Slot | None = None
@@ -301,28 +308,31 @@ def command(
                     new = seen[-1].description
                     progress.note(f"install: {new.project_name} {new.version} into {slot.name if slot else target}")
 
-            installer = Installer(
-                source,
-                place,
-                slot=slot,
-                options=InstallOptions(
-                    sha256=sha256,
-                    md5=md5,
-                    size=size,
-                    transform=transform,
-                    activate=not no_activate,
-                    read_back=read_back,
-                    resume=record.load() if record else None,
-                ),
-                http=http,
-                header_gate=gate,
-                on_phase=show_phase,
-                on_progress=lambda now: progress.update(now.bytes_read, now.bytes_total),
-                on_checkpoint=record.save if record else None,
-            )
-            with errors.on_interrupt(installer.cancel):
-                installer.start()
-                result = installer.result()
+            def attempt(point: ResumePoint | None) -> InstallResult:
+                nonlocal installer
+                installer = Installer(
+                    source,
+                    place,
+                    slot=slot,
+                    options=replace(options, resume=point),
+                    http=http,
+                    header_gate=gate,
+                    on_phase=show_phase,
+                    on_progress=lambda now: progress.update(now.bytes_read, now.bytes_total),
+                    on_checkpoint=record.save if record else None,
+                )
+                with errors.on_interrupt(installer.cancel):
+                    installer.start()
+                    return installer.result()
+
+            point = record.load() if record else None
+            try:
+                result = attempt(point)
+            except NotResumableError as exc:
+                if point is None:
+                    raise
+                progress.note(f"install: cannot go on at {output.mib(point.offset)}, starting over: {exc.message}")
+                result = attempt(None)
             if record:
                 record.clear()
     except (OtaError, OSError) as exc:
