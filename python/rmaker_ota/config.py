@@ -37,6 +37,7 @@ PUBLIC_MQTT_HOST = "mqtt.rainmaker.espressif.com"
 ALPN = "x-amzn-mqtt-ca"  # what AWS IoT wants on port 443
 MAX_CREDENTIAL_BYTES = 1 << 20
 
+_FILE_TARGETS = ("file", "esp32-image", "linux-ab")
 _NODE_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")  # goes into topics, file names and a certificate's name
 
 
@@ -249,7 +250,7 @@ def parse_config(
         node=NodeSection(**values["node"]),
         mqtt=MqttSection(**mqtt),
         ota=OtaSection(**ota),
-        target=TargetSection(**values["target"]),
+        target=TargetSection(**_resolve_target(reader, values["target"])),
         state=StateSection(**({"path": reader.directory / StateSection().path} | values["state"])),
         restart=RestartSection(**values["restart"]),
         source=source,
@@ -364,6 +365,14 @@ def _merge_same(reader: _Reader, values: dict[str, dict[str, Any]]) -> None:
             mqtt[theirs] = ota[ours]
         elif theirs in mqtt:
             ota[ours] = mqtt[theirs]
+
+
+def _resolve_target(reader: _Reader, target: dict[str, Any]) -> dict[str, Any]:
+    """A target that is a file has a path, which is relative to the configuration as others are."""
+    scheme, colon, path = target.get("uri", "").partition(":")
+    if scheme in _FILE_TARGETS and path:
+        target["uri"] = scheme + colon + str(reader.directory / Path(path).expanduser())
+    return target
 
 
 def _resolve_credentials(reader: _Reader, values: dict[str, dict[str, Any]]) -> None:

@@ -10,12 +10,14 @@ counters, and the result.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
+import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rmaker_ota import ota_core
 from rmaker_ota.errors import ArgumentError, ImageError, OtaError, OtaTimeoutError, RejectedError, StateError
@@ -565,6 +567,15 @@ def _milliseconds(name: str, seconds: float) -> int:
         raise ArgumentError(f"{name} is {seconds}, expected 0 to 1e9 seconds")
     return round(seconds * 1000)
 
+
+class _CallableModule(types.ModuleType):
+    """``rmaker_ota.install`` is this module, whoever imports it first, and a function to its users."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> InstallResult:
+        return install(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _CallableModule
 
 __all__ = [
     "HttpOptions",

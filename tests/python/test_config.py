@@ -171,6 +171,13 @@ def test_other_keys_of_a_target_are_left_to_it(directory: Path) -> None:
     assert dict(config.target.options) == {"secure_version": 3, "anti_rollback": True}
 
 
+def test_a_target_path_is_relative_to_the_file(directory: Path) -> None:
+    assert load(directory, MINIMAL).target.uri == f"esp32-image:{directory}/flash.bin"
+    assert load(directory, MINIMAL.replace("flash.bin", "/dev/x")).target.uri == "esp32-image:/dev/x"
+    serial = MINIMAL.replace("esp32-image:flash.bin", "esp32-serial:/dev/ttyUSB0?baud=1")
+    assert load(directory, serial).target.uri == "esp32-serial:/dev/ttyUSB0?baud=1"
+
+
 WRONG: dict[str, tuple[str, str]] = {
     "unknown section": (
         MINIMAL + "[otta]\n",

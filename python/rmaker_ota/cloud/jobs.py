@@ -286,8 +286,7 @@ class JobService:
         return self._store.job_nodes(job_id)
 
     def _tell(self, entry: HistoryEntry) -> None:
-        info = f" ({printable(entry.info)})" if entry.info else ""
-        logger.info("job %s, node %s: %s%s", entry.job, entry.node, printable(entry.status), info)
+        logger.info("job %s, node %s: %s %s", entry.job, entry.node, printable(entry.status), printable(entry.info))
         if self._on_change is not None:
             try:
                 self._on_change(entry)

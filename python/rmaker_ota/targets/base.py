@@ -65,6 +65,8 @@ class Target(ABC):
     """One place images go. Methods may be called from any thread, one at a time; all raise `OtaError` subclasses."""
 
     uri: str
+    boots_with_process: bool = False
+    """Whether `restart` is the boot loader in software, so that starting a node's process is this target's power-on."""
 
     @abstractmethod
     def running_slot(self) -> Slot | None:

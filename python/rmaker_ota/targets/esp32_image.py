@@ -67,6 +67,8 @@ class Esp32ImageTarget(Target):
         FormatError: its partition table, otadata or record is damaged.
     """
 
+    boots_with_process = True
+
     def __init__(
         self,
         path: str | os.PathLike[str],

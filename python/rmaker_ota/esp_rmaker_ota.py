@@ -1,0 +1,167 @@
+"""The C API under its C names: ``esp_rmaker_ota.h`` in Python.
+
+Functions take and return what C does: an ``esp_err_t`` (`EspErr`), never an exception. They work on the process's
+default node, the first `rmaker_ota.Node` made and not yet stopped; without one they return ``ESP_ERR_INVALID_STATE``.
+For several nodes, and exceptions in place of numbers, see `rmaker_ota.Ota`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from rmaker_ota.esp_err import EspErr, esp_err_name
+from rmaker_ota.rainmaker.application import OtaConfig, OtaDiagPriv, OtaHandle
+from rmaker_ota.rainmaker.node import Node, default_node
+from rmaker_ota.rainmaker.types import OTA_EVENT_BASE, DiagState, DiagStatus, OtaData, OtaEvent, OtaStatus, OtaType
+
+log = logging.getLogger(__name__)
+
+# Types.
+esp_err_t = EspErr
+esp_rmaker_ota_handle_t = OtaHandle
+esp_rmaker_ota_data_t = OtaData
+esp_rmaker_ota_config_t = OtaConfig
+esp_rmaker_ota_diag_priv_t = OtaDiagPriv
+esp_rmaker_ota_event_t = OtaEvent
+esp_rmaker_ota_type_t = OtaType
+esp_rmaker_ota_diag_status_t = DiagStatus
+esp_rmaker_ota_diag_state_t = DiagState
+ota_status_t = OtaStatus
+
+# Enum members and constants.
+ESP_OK = EspErr.OK
+ESP_FAIL = EspErr.FAIL
+ESP_ERR_NO_MEM = EspErr.NO_MEM
+ESP_ERR_INVALID_ARG = EspErr.INVALID_ARG
+ESP_ERR_INVALID_STATE = EspErr.INVALID_STATE
+
+RMAKER_OTA_EVENT = OTA_EVENT_BASE
+RMAKER_OTA_EVENT_INVALID = OtaEvent.INVALID
+RMAKER_OTA_EVENT_STARTING = OtaEvent.STARTING
+RMAKER_OTA_EVENT_IN_PROGRESS = OtaEvent.IN_PROGRESS
+RMAKER_OTA_EVENT_SUCCESSFUL = OtaEvent.SUCCESSFUL
+RMAKER_OTA_EVENT_FAILED = OtaEvent.FAILED
+RMAKER_OTA_EVENT_REJECTED = OtaEvent.REJECTED
+RMAKER_OTA_EVENT_DELAYED = OtaEvent.DELAYED
+RMAKER_OTA_EVENT_REQ_FOR_REBOOT = OtaEvent.REQ_FOR_REBOOT
+
+OTA_STATUS_IN_PROGRESS = OtaStatus.IN_PROGRESS
+OTA_STATUS_SUCCESS = OtaStatus.SUCCESS
+OTA_STATUS_FAILED = OtaStatus.FAILED
+OTA_STATUS_DELAYED = OtaStatus.DELAYED
+OTA_STATUS_REJECTED = OtaStatus.REJECTED
+
+OTA_USING_PARAMS = OtaType.USING_PARAMS
+OTA_USING_TOPICS = OtaType.USING_TOPICS
+
+OTA_DIAG_STATUS_FAIL = DiagStatus.FAIL
+OTA_DIAG_STATUS_PENDING = DiagStatus.PENDING
+OTA_DIAG_STATUS_SUCCESS = DiagStatus.SUCCESS
+
+OTA_DIAG_STATE_INIT = DiagState.INIT
+OTA_DIAG_STATE_POST_MQTT = DiagState.POST_MQTT
+
+
+def _with_node(what: str, act: Callable[[Node], int]) -> EspErr:
+    node = default_node()
+    if node is None:
+        log.error("%s: there is no node in this process", what)
+        return EspErr.INVALID_STATE
+    value = act(node)
+    try:
+        return EspErr(value)
+    except ValueError:
+        log.error("%s: error %#x has no name", what, value)
+        return EspErr.FAIL
+
+
+def esp_rmaker_ota_enable(ota_config: OtaConfig | None, type: int) -> EspErr:
+    """Switches OTA on.
+
+    Args:
+        ota_config: callbacks; None: all defaults.
+        type: an `OtaType`.
+
+    Returns:
+        OK; INVALID_ARG: no such type; FAIL: it is on already.
+    """
+    return _with_node("esp_rmaker_ota_enable", lambda node: node.enable(ota_config, type))
+
+
+def esp_rmaker_ota_enable_default() -> EspErr:
+    """``esp_rmaker_ota_enable(None, OTA_USING_TOPICS)``."""
+    return esp_rmaker_ota_enable(None, OtaType.USING_TOPICS)
+
+
+def esp_rmaker_ota_report_status(
+    ota_handle: OtaHandle | None, status: int, additional_info: str | None = None
+) -> EspErr:
+    """Reports a status of the job, and posts the matching event.
+
+    Returns:
+        OK; FAIL: no handle, or not published; INVALID_STATE: there is no job to report for.
+    """
+    return _with_node(
+        "esp_rmaker_ota_report_status", lambda node: node.report_status(ota_handle, status, additional_info)
+    )
+
+
+def esp_rmaker_ota_default_cb(ota_handle: OtaHandle | None, ota_data: OtaData) -> EspErr:
+    """The built-in handler of a job, to be called inside a callback. Returns when the job is over.
+
+    Returns:
+        OK: installed, and the restart is arranged; FAIL: failed, rejected or delayed, and reported.
+    """
+    node = ota_handle._node if ota_handle is not None else None  # the callback's own node, whichever is the default
+    if node is not None:
+        return _with_node("esp_rmaker_ota_default_cb", lambda _: node.default_callback(ota_handle, ota_data))
+    return _with_node("esp_rmaker_ota_default_cb", lambda node: node.default_callback(None, ota_data))
+
+
+def esp_rmaker_ota_https_cb(ota_handle: OtaHandle | None, ota_data: OtaData) -> EspErr:
+    """`esp_rmaker_ota_default_cb` over HTTPS. FAIL without a word when the job has no URL."""
+    if ota_data.url is None:
+        return EspErr.FAIL
+    return esp_rmaker_ota_default_cb(ota_handle, ota_data)
+
+
+def esp_rmaker_ota_fetch() -> EspErr:
+    """Asks the cloud for a job.
+
+    Returns:
+        OK: sent, or a request is on its way; INVALID_STATE: not connected; FAIL: not sent. It is tried again by itself.
+    """
+    return _with_node("esp_rmaker_ota_fetch", lambda node: node.fetch())
+
+
+def esp_rmaker_ota_fetch_with_delay(time: int) -> EspErr:
+    """Asks in so many seconds.
+
+    Returns:
+        OK; INVALID_ARG: a negative number.
+    """
+    return _with_node("esp_rmaker_ota_fetch_with_delay", lambda node: node.fetch_with_delay(time))
+
+
+def esp_rmaker_ota_mark_valid() -> EspErr:
+    """Confirms the running image.
+
+    Returns:
+        OK; INVALID_STATE: there is nothing to confirm; INVALID_ARG: OTA is not on; another one: the target refused.
+    """
+    return _with_node("esp_rmaker_ota_mark_valid", lambda node: node.mark_valid())
+
+
+def esp_rmaker_ota_mark_invalid() -> EspErr:
+    """Refuses the running image and restarts into the one before.
+
+    Returns:
+        INVALID_STATE: the running image is confirmed already; OTA_ROLLBACK_FAILED: there is no other image.
+    """
+    return _with_node("esp_rmaker_ota_mark_invalid", lambda node: node.mark_invalid())
+
+
+def esp_err_to_name(code: int) -> str:
+    """The C name of an error code."""
+    return esp_err_name(code)

@@ -1,0 +1,304 @@
+"""One download attempt: the installer on a thread of its own, told and asked in the words of the workflow.
+
+Every attempt that is started ends with exactly one `AttemptFinished` or `AttemptFailed`, unless it is cancelled: then
+with none.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from rmaker_ota.errors import ArgumentError, CancelledError, OtaError
+from rmaker_ota.rainmaker.workflow import (
+    AttemptCheckpoint,
+    AttemptFailed,
+    AttemptFinished,
+    AttemptHeader,
+    AttemptProgress,
+    AttemptReceived,
+    ImageDescription,
+    Input,
+    ResumePoint,
+    Stage,
+    StartAttempt,
+)
+
+if TYPE_CHECKING:
+    from rmaker_ota.config import OtaSection
+    from rmaker_ota.install import ImageHeader, InstallResult, Phase, Progress
+    from rmaker_ota.install import ResumePoint as SlotResumePoint
+    from rmaker_ota.targets.base import Slot, Target
+
+log = logging.getLogger(__name__)
+
+# Error statuses whose device code is an HTTP status, not an errno.
+_HTTP_CODES = re.compile(r"ERR_HTTP_(STATUS|REDIRECT|DOWNGRADE|NOT_MODIFIED|PROTOCOL|RANGE|TLS)")
+# Error statuses that come before any answer of the server.
+_UNANSWERED = re.compile(r"ERR_(HTTP_(CONNECT|RESOLVE|TLS|CONNECT_TIMEOUT|NO_RESPONSE|URL|INSECURE)|STALLED|DEADLINE)")
+_IMPOSSIBLE_MD5 = bytes(16)  # stands for an announced text that is no MD5: nothing can match it
+
+
+class Installation(Protocol):
+    """What an attempt needs of `rmaker_ota.install.Installer`."""
+
+    def run(self) -> InstallResult: ...
+
+    def cancel(self) -> None: ...
+
+    def progress(self) -> Progress: ...
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """What an installation calls, on its thread."""
+
+    header_gate: Callable[[ImageHeader], None]
+    on_phase: Callable[[Phase], None]
+    on_progress: Callable[[Progress], None]
+    on_checkpoint: Callable[[SlotResumePoint], None] | None
+
+
+# Makes an installation: what to do, into which slot of which target, where to go on.
+InstallationFactory = Callable[
+    [StartAttempt, "Target", "Slot", "SlotResumePoint | None", "OtaSection", Callbacks], Installation
+]
+
+
+class Refused(Exception):
+    """Raised in the header gate for an image the workflow refused."""
+
+
+class Attempt:
+    """One attempt, from `start` to its last message.
+
+    Args:
+        action: what to do.
+        target: where to.
+        options: of download and installation.
+        resume: the position to go on from, with the digest of what is on the slot; None: from the start.
+        post: takes what happens; called on the attempt's thread.
+        keep: takes each position with its digest before `post` hears of it.
+        make: makes the installation; None: the real one.
+    """
+
+    def __init__(
+        self,
+        action: StartAttempt,
+        target: Target,
+        options: OtaSection,
+        resume: SlotResumePoint | None,
+        post: Callable[[Input], object],
+        keep: Callable[[SlotResumePoint], None],
+        *,
+        make: InstallationFactory | None = None,
+        ended: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._action = action
+        self._target = target
+        self._options = options
+        self._resume = resume
+        self._post = post
+        self._keep = keep
+        self._make = make or make_installation
+        self._ended = ended
+        self._lock = threading.Lock()
+        self._verdict = threading.Event()
+        self._refusal: str | None = None
+        self._installation: Installation | None = None
+        self._cancelled = False
+        self._gate_passed = False
+        self._answered = False
+        self._finishing = False
+        self._thread = threading.Thread(target=self._run, name=f"rmaker-attempt-{action.attempt}", daemon=True)
+
+    @property
+    def number(self) -> int:
+        """The workflow's number of this attempt."""
+        return self._action.attempt
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def decide(self, refusal: str | None) -> None:
+        """Answers the header gate: None accepts."""
+        self._refusal = refusal
+        self._verdict.set()
+
+    def cancel(self, timeout_s: float) -> bool:
+        """Ends the attempt, which posts nothing any more.
+
+        Returns:
+            Whether its thread has ended in the time given.
+        """
+        with self._lock:
+            self._cancelled = True
+            if self._installation is not None:
+                self._installation.cancel()
+        self._verdict.set()
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def progress(self) -> Progress | None:
+        """Counters of the installation; None before it has begun."""
+        installation = self._installation
+        return None if installation is None else installation.progress()
+
+    # -- the thread
+
+    def _run(self) -> None:
+        last: Input | None = None
+        try:
+            result = self._install()
+            last = AttemptFinished(self._action.attempt, result.slot, result.version)
+        except CancelledError:
+            pass  # by `cancel`: nobody else can
+        except Exception as error:
+            last = self._failure(error)
+        finally:
+            if last is not None and not self._cancelled:
+                self._post(last)
+            self._ended()
+
+    def _install(self) -> InstallResult:
+        slot = self._target.next_slot()
+        installation = self._make(
+            self._action,
+            self._target,
+            slot,
+            self._resume,
+            self._options,
+            Callbacks(
+                header_gate=lambda header: self._gate(header, slot.name),
+                on_phase=self._phase,
+                on_progress=self._progress,
+                on_checkpoint=self._checkpoint if self._action.keep_position else None,
+            ),
+        )
+        with self._lock:
+            self._installation = installation
+            if self._cancelled:
+                raise CancelledError("the node stops")
+        return installation.run()
+
+    def _gate(self, header: ImageHeader, slot: str) -> None:
+        self._answered = True
+        found = header.description
+        description = (
+            None if found is None else ImageDescription(found.project_name, found.version, found.secure_version)
+        )
+        self._post(AttemptHeader(self._action.attempt, description, header.offset, slot))
+        self._verdict.wait()
+        if self._cancelled:
+            raise CancelledError("the node stops")
+        if self._refusal is not None:
+            raise Refused(self._refusal)
+        self._gate_passed = True
+
+    def _phase(self, phase: Phase) -> None:
+        if phase == "received":
+            self._post(AttemptReceived(self._action.attempt))
+        self._finishing = phase in ("verifying", "committing")
+
+    def _progress(self, progress: Progress) -> None:
+        if self._gate_passed:
+            self._post(AttemptProgress(self._action.attempt, progress.bytes_read))
+
+    def _checkpoint(self, point: SlotResumePoint) -> None:
+        self._keep(point)
+        self._post(AttemptCheckpoint(self._action.attempt, ResumePoint(point.offset, point.entity_tag)))
+
+    def _failure(self, error: Exception) -> AttemptFailed:
+        number = self._action.attempt
+        if isinstance(error, Refused):
+            log.info("image refused: %s", error)
+            return AttemptFailed(number, Stage.TRANSFER)
+        if not isinstance(error, OtaError):
+            log.error("installation failed in an unexpected way", exc_info=error)
+            return AttemptFailed(number, Stage.TRANSFER if self._gate_passed else Stage.BEGIN, answered=self._answered)
+        log.warning("attempt %d: %s", self._action.number, error)
+        return AttemptFailed(
+            number,
+            self._stage(error),
+            error.esp_err,
+            0 if _HTTP_CODES.match(error.status) else max(error.device_code, 0),
+            self._answered or (error.stage == "source" and not _UNANSWERED.match(error.status)),
+        )
+
+    def _stage(self, error: OtaError) -> Stage:
+        """What of the firmware's flow an error of the engine belongs to (specification, section 4.2)."""
+        match error.status, error.stage:
+            case (("ERR_IMAGE_CHIP" | "ERR_IMAGE_REVISION"), _):
+                return Stage.CHIP
+            case _, "header":
+                return Stage.DESCRIPTION
+            case _, _ if not self._gate_passed:
+                return Stage.BEGIN
+            case "ERR_INCOMPLETE", "source":
+                return Stage.INCOMPLETE
+            case _, ("source" | "transform"):
+                return Stage.TRANSFER
+            case _, "verify":
+                return Stage.VALIDATE
+            case _, "commit":
+                return Stage.FINISH
+        return Stage.FINISH if self._finishing else Stage.TRANSFER
+
+
+def announced_md5(text: str | None) -> bytes | None:
+    """An announced MD5 as 16 bytes; text that is none becomes a digest nothing matches."""
+    if text is None:
+        return None
+    if re.fullmatch(r"[0-9A-Fa-f]{32}", text) is None:
+        log.warning("announced MD5 %.64r is not 32 hex digits", text)
+        return _IMPOSSIBLE_MD5
+    return bytes.fromhex(text)
+
+
+def make_installation(
+    action: StartAttempt,
+    target: Target,
+    slot: Slot,
+    resume: SlotResumePoint | None,
+    options: OtaSection,
+    callbacks: Callbacks,
+) -> Installation:
+    """The real installation: HTTPS through the engine into the target."""
+    from rmaker_ota.install import HttpOptions, Installer, InstallOptions  # the engine: loaded with the first job
+
+    if "://" not in action.url:
+        raise ArgumentError("the URL of the image has no scheme", status="ERR_HTTP_URL", stage="source")
+    return Installer(
+        action.url,
+        target,
+        slot=slot,
+        options=InstallOptions(
+            md5=announced_md5(action.md5),
+            size=action.size or None,
+            compute_sha256=False,
+            header_size=action.header_size,
+            read_back=options.ota_read_back,
+            progress_interval_s=0.25,
+            checkpoint_bytes=options.ota_checkpoint_kib * 1024,
+            checkpoint_s=options.ota_checkpoint_s,
+            resume=resume,
+        ),
+        http=HttpOptions(
+            ca_pem=action.server_cert,
+            proxy=options.http_proxy,
+            allow_http=action.allow_http,
+            skip_common_name_check=action.skip_common_name_check,
+            connect_timeout_s=options.http_connect_timeout_s,
+            stall_timeout_s=options.http_stall_timeout_s,
+            deadline_s=options.http_deadline_s,
+            max_bytes_per_s=options.http_max_bytes_per_s,
+        ),
+        header_gate=callbacks.header_gate,
+        on_phase=callbacks.on_phase,
+        on_progress=callbacks.on_progress,
+        on_checkpoint=callbacks.on_checkpoint,
+    )

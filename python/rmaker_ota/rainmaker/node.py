@@ -1,0 +1,751 @@
+"""Runs the rules of `workflow` against the world: MQTT, time, the state file, a target, downloads, callbacks, restart.
+
+One thread, the loop's, owns the workflow: whatever happens is posted to it, and it performs the workflow's actions in
+order. The MQTT thread, download attempts, the worker of callbacks and callers of the API only leave inputs there.
+Application code never runs on the loop's thread, nor on the MQTT thread.
+
+A node object is one boot. Making it is what power-on is to a chip: a target whose boot loader is software chooses its
+slot exactly then, once, whether the process was started by a restart of the node, by a service manager after a crash,
+or by hand. Restarting never chooses: it ends the process, and the next node object does.
+
+Order of durable effects at an update: image data, sync, verify, boot choice (all in the engine), then the state file,
+then the report.
+"""
+
+from __future__ import annotations
+
+import enum
+import itertools
+import logging
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rmaker_ota.config import NodeConfig, load_config, parse_config
+from rmaker_ota.errors import ArgumentError, ConfigError, NotBootableError, NotFoundError, OtaError, StateError
+from rmaker_ota.esp_err import EspErr
+from rmaker_ota.rainmaker import messages
+from rmaker_ota.rainmaker import workflow as rules
+from rmaker_ota.rainmaker.application import OtaConfig, OtaDiagPriv, OtaHandle
+from rmaker_ota.rainmaker.attempt import Attempt, InstallationFactory
+from rmaker_ota.rainmaker.connection import make_transport
+from rmaker_ota.rainmaker.events import Event, Events
+from rmaker_ota.rainmaker.loop import Clock, Loop, SystemClock
+from rmaker_ota.rainmaker.store import SqliteStore, Store, Value
+from rmaker_ota.rainmaker.timezone import load_timezone, local_minute
+from rmaker_ota.rainmaker.transport import PublishRefused, Transport
+from rmaker_ota.rainmaker.types import (
+    COMMON_EVENT_BASE,
+    RMAKER_EVENT_BASE,
+    CommonEvent,
+    DiagStatus,
+    OtaData,
+    OtaType,
+    RmakerEvent,
+)
+from rmaker_ota.rainmaker.worker import Worker
+
+if TYPE_CHECKING:
+    from rmaker_ota.install import Progress
+    from rmaker_ota.install import ResumePoint as SlotResumePoint
+    from rmaker_ota.targets.base import Target
+
+log = logging.getLogger(__name__)
+
+KEY_RESUME_DIGEST = "ota_resume_sha256"  # str "OFFSET:HEX": digest of what is on the slot up to a kept position
+MAX_MESSAGES_WAITING = 64  # received and not looked at; more are dropped
+CONFIG_RETRY_S = 60.0  # after a node configuration that could not be published
+COMMAND_RETRY_S = 60.0  # after a restart command that failed
+FLUSH_S = 2.0  # at the end, for messages not acknowledged yet
+
+
+class Outcome(enum.Enum):
+    """Why a node ended."""
+
+    STOPPED = "stopped"
+    RESTART = "restart"  # it wants to be started again
+
+
+# -- what the loop is told beside the workflow's own inputs
+
+
+@dataclass(frozen=True)
+class _MqttConnected:
+    session_present: bool
+
+
+@dataclass(frozen=True)
+class _MqttDisconnected:
+    reason: str
+
+
+@dataclass(frozen=True)
+class _MqttMessage:
+    topic: str
+    payload: bytes
+
+
+@dataclass(frozen=True)
+class _MqttPublished:
+    message_id: int
+
+
+@dataclass(frozen=True)
+class _ReportConfig:
+    """Time to try the node configuration again."""
+
+
+class _Listener:
+    """Hears of the transport, on its thread, and leaves it to the loop."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._lock = threading.Lock()
+        self._waiting = 0
+        self._dropping = False
+
+    def connected(self, session_present: bool) -> None:
+        self._loop.post(_MqttConnected(session_present))
+
+    def disconnected(self, reason: str) -> None:
+        self._loop.post(_MqttDisconnected(reason))
+
+    def published(self, message_id: int) -> None:
+        self._loop.post(_MqttPublished(message_id))
+
+    def message(self, topic: str, payload: bytes) -> None:
+        with self._lock:
+            if self._waiting >= MAX_MESSAGES_WAITING:
+                if not self._dropping:
+                    log.warning("messages come faster than they can be looked at: dropping some")
+                self._dropping = True
+                return
+            self._dropping = False
+            self._waiting += 1
+        self._loop.post(_MqttMessage(topic, payload))
+
+    def taken(self) -> None:
+        with self._lock:
+            self._waiting -= 1
+
+
+class _Call:
+    def __init__(self) -> None:
+        self.value: int = EspErr.FAIL
+        self.done = threading.Event()
+
+
+class Node:
+    """One node, for one boot.
+
+    Args:
+        config: everything; or None, and the following make one:
+        node_id, mqtt, target, state, ota, restart: as in the sections of a configuration file; ``target`` is a URI or a
+            target, ``state`` a path or a store.
+        transport, store, clock, restarter, make_installation: stand-ins for tests and other surroundings.
+            ``restarter`` is called, with the reason, in place of what ``[restart]`` says.
+
+    Raises:
+        ConfigError: wrong configuration.
+        StateFileError: the state file cannot be used, or another node uses it.
+        OtaError: the target cannot be used, or nothing on it boots.
+    """
+
+    def __init__(
+        self,
+        config: NodeConfig | None = None,
+        *,
+        node_id: str | None = None,
+        mqtt: Mapping[str, Any] | None = None,
+        target: str | Target | None = None,
+        state: str | os.PathLike[str] | Store | None = None,
+        ota: Mapping[str, Any] | None = None,
+        restart: Mapping[str, Any] | None = None,
+        node: Mapping[str, Any] | None = None,
+        transport: Transport | None = None,
+        clock: Clock | None = None,
+        restarter: Callable[[str], None] | None = None,
+        make_installation: InstallationFactory | None = None,
+    ) -> None:
+        if config is None:
+            config = _config_of(node_id, node, mqtt, target, state, ota, restart)
+        self.config = config
+        self._clock = clock or SystemClock()
+        self._zone = None if config.ota.timezone is None else load_timezone(config.ota.timezone)
+        self._restarter = restarter
+        self._make_installation = make_installation
+        self._ended = threading.Event()
+        self._outcome = Outcome.STOPPED
+        self._failure: BaseException | None = None
+        self._lifecycle = threading.Lock()
+        self._is_down = False
+        self._down = threading.Event()  # all that belongs to it has been given back
+        self._attempt: Attempt | None = None
+        self._kept: SlotResumePoint | None = None  # of the checkpoint being handled
+        self._calls: dict[int, _Call] = {}
+        self._calls_lock = threading.Lock()
+        self._numbers = itertools.count(1)
+        self._ota: OtaConfig | None = None
+        self._enable_lock = threading.Lock()
+        self._mqtt_started = False
+        self._is_started = False  # RMAKER_EVENT/STARTED was posted
+
+        # The state first: a second node on the same file must not restart this one's target.
+        self._store = state if isinstance(state, Store) else SqliteStore(config.state.path)
+        try:
+            self._target = _open_target(config) if target is None or isinstance(target, str) else target
+            try:
+                self._boot = self._power_on()
+                self._info = rules.NodeInfo(
+                    config.node.id or "", config.node.version or self._boot.version, config.node.network_id
+                )
+                self._workflow = rules.Workflow(config.ota, self._info, self._boot, self._store.items())
+            except BaseException:
+                self._target.close()
+                raise
+        except BaseException:
+            self._store.close()
+            raise
+
+        self._loop = Loop(self._handle, self._clock)
+        begin, end = self._loop.begin, self._loop.end
+        self._worker = Worker("rmaker-worker", begin=begin, end=end)
+        self._event_worker = Worker("rmaker-events", capacity=None, begin=begin, end=end)
+        self.events = Events(self._event_worker)
+        self._listener = _Listener(self._loop)
+        self._transport = transport if transport is not None else make_transport(config)
+        self._topics = messages.Topics(self._info.node_id, config.ota.mqtt_use_basic_ingest)
+        with _default_lock:
+            _defaults.append(self)
+
+    @classmethod
+    def from_config(cls, path: str | os.PathLike[str], **stand_ins: Any) -> Node:
+        """A node as a configuration file says. Raises as `Node` does."""
+        return cls(load_config(path), **stand_ins)
+
+    # -- life
+
+    def start(self) -> None:
+        """Connects, and returns. Enable OTA before: see `rmaker_ota.Ota`.
+
+        Raises:
+            ConfigError: the MQTT credentials cannot be used.
+            StateError: the node was started or stopped before.
+        """
+        with self._lifecycle:
+            if self._mqtt_started or self._is_down:
+                raise StateError("a node starts once")
+            self._mqtt_started = True
+        self._post_event(RMAKER_EVENT_BASE, RmakerEvent.INIT_DONE)
+        self._transport.start(self._listener)
+
+    def run(self) -> Outcome:
+        """Starts the node unless it is, and waits for its end.
+
+        Raises:
+            OtaError: what ended it, or kept it from starting.
+        """
+        if not self._mqtt_started and not self._is_down:
+            self.start()
+        self._ended.wait()
+        if self._failure is not None:
+            raise self._failure
+        return self._outcome
+
+    def stop(self, timeout_s: float = FLUSH_S) -> None:
+        """Ends the node in order: a download is cut short where it can go on later, accepted messages are sent.
+
+        Args:
+            timeout_s: for messages that are not acknowledged yet. What is then still open is in the state file.
+        """
+        self._shut_down(timeout_s)
+        self._ended.set()
+
+    def __enter__(self) -> Node:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+    @property
+    def node_id(self) -> str:
+        return self._info.node_id
+
+    @property
+    def boot(self) -> rules.BootFacts:
+        """What was found at power-on: slot, state, project, version."""
+        return self._boot
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the MQTT connection is up."""
+        return self._transport.is_connected
+
+    def progress(self) -> Progress | None:
+        """Counters of the download that runs; None when none does. Any thread."""
+        attempt = self._attempt
+        return None if attempt is None else attempt.progress()
+
+    def settle(self, timeout_s: float = 30.0) -> None:
+        """Waits until everything begun is done, downloads and callbacks included. For tests."""
+        self._loop.settle(timeout_s)
+
+    # -- the API, as numbers; `Ota` and the C names are made of these
+
+    def enable(self, config: OtaConfig | None, ota_type: int) -> int:
+        """Switches OTA on; returns an ``esp_err_t``. The diagnostics' INIT call is over when it returns."""
+        with self._enable_lock:
+            previous = self._ota
+            if previous is None:
+                self._ota = config or OtaConfig()
+            mine = config or OtaConfig()
+            facts = rules.EnableConfig(mine.ota_cb is not None, mine.ota_diag is not None, mine.server_cert, mine.priv)
+            value = self._call(lambda number: rules.Enable(number, ota_type, facts))
+            if value != EspErr.OK:
+                self._ota = previous
+            return value
+
+    def fetch(self) -> int:
+        """Asks the cloud for a job; returns an ``esp_err_t``."""
+        return self._call(rules.CallFetch)
+
+    def fetch_with_delay(self, seconds: int) -> int:
+        """The same in so many seconds; returns an ``esp_err_t``."""
+        return self._call(lambda number: rules.CallFetchWithDelay(number, seconds))
+
+    def report_status(self, handle: OtaHandle | None, status: int, info: str | None) -> int:
+        """Reports a status; returns an ``esp_err_t``."""
+        return self._call(
+            lambda call: rules.CallReportStatus(call, None if handle is None else handle.number, status, info)
+        )
+
+    def default_callback(self, handle: OtaHandle | None, data: OtaData) -> int:
+        """Runs the built-in handler to its end; returns an ``esp_err_t``."""
+        return self._call(lambda call: rules.CallDefaultCallback(call, None if handle is None else handle.number, data))
+
+    def mark_valid(self) -> int:
+        """Confirms the running image; returns an ``esp_err_t``."""
+        return self._call(rules.CallMarkValid)
+
+    def mark_invalid(self) -> int:
+        """Refuses the running image and restarts; returns an ``esp_err_t`` when that cannot be."""
+        return self._call(rules.CallMarkInvalid)
+
+    def _call(self, make: Callable[[int], rules.Input]) -> int:
+        assert not self._loop.is_current(), "the loop cannot wait for itself"
+        number = next(self._numbers)
+        call = _Call()
+        with self._calls_lock:
+            self._calls[number] = call
+        if not self._loop.post(make(number)):
+            self._answer(number, EspErr.FAIL)
+        call.done.wait()
+        return call.value
+
+    def _answer(self, number: int, value: int) -> None:
+        with self._calls_lock:
+            call = self._calls.pop(number, None)
+        if call is not None:
+            call.value = value
+            call.done.set()
+
+    def _answer_all(self, value: int) -> None:
+        with self._calls_lock:
+            numbers = list(self._calls)
+        for number in numbers:
+            self._answer(number, value)
+
+    # -- power-on
+
+    def _power_on(self) -> rules.BootFacts:
+        """Boots a virtual target, and finds out what runs."""
+        target, config = self._target, self.config
+        if target.boots_with_process:
+            report = target.restart()
+            for reason in report.reasons:
+                log.info("boot: %s", reason)
+            if report.slot is None:
+                raise NotBootableError(f"{target.uri}: nothing boots: {'; '.join(report.reasons)}", stage="target")
+        slot = target.running_slot()
+        state = None
+        description = None
+        if slot is not None:
+            description = target.describe(slot)
+            try:
+                state = target.boot_state(slot)
+            except NotFoundError:
+                log.debug("slot %s has no boot entry", slot.name)
+        try:
+            next_slot = target.next_slot().name
+        except NotFoundError as error:
+            log.warning("no update can be installed: %s", error)
+            next_slot = None
+        project = description.project_name if description is not None else config.node.project
+        version = description.version if description is not None else config.node.version
+        for key, value in (("project", project), ("version", version)):
+            if value is None:
+                raise ConfigError(
+                    f"{config.source}: [node] {key}: missing, expected a text: {target.uri} has no app descriptor to "
+                    "take it from"
+                )
+        return rules.BootFacts(
+            running_slot=None if slot is None else slot.name,
+            boot_state=state,
+            next_slot=next_slot,
+            project_name=project or "",
+            version=version or "",
+            secure_version=target.secure_version,
+        )
+
+    # -- the loop's thread
+
+    def _handle(self, item: object) -> None:
+        if self._is_down:
+            return
+        match item:
+            case _MqttConnected():
+                self._post_event(COMMON_EVENT_BASE, CommonEvent.MQTT_CONNECTED)
+                self._feed(rules.Connected())
+                if not self._is_started:
+                    self._report_config()
+            case _MqttDisconnected():
+                self._post_event(COMMON_EVENT_BASE, CommonEvent.MQTT_DISCONNECTED)
+                self._feed(rules.Disconnected())
+            case _MqttMessage(topic, payload):
+                self._listener.taken()
+                log.debug("message on %s, %d bytes", topic, len(payload))
+                self._feed(rules.MessageReceived(topic, payload))
+            case _MqttPublished(message_id):
+                self._post_event(COMMON_EVENT_BASE, CommonEvent.MQTT_PUBLISHED, message_id)
+                self._feed(rules.PubAck(message_id))
+            case _ReportConfig():
+                if not self._is_started and self._transport.is_connected:
+                    self._report_config()
+            case rules.AttemptCheckpoint(_, point):
+                kept = self._kept
+                extra: dict[str, Value | None] = {}
+                if kept is not None and kept.offset == point.offset:
+                    extra[KEY_RESUME_DIGEST] = f"{kept.offset}:{kept.sha256.hex()}"
+                self._feed(item, extra)
+            case _:
+                self._feed(item)  # type: ignore[arg-type]
+
+    def _feed(self, event: rules.Input, extra: dict[str, Value | None] | None = None) -> None:
+        """Gives the workflow an input and performs what it says.
+
+        ``extra`` goes into the state file together with the first values that are written.
+        """
+        pending = deque(self._workflow.handle(event, self._now()))
+        while pending and not self._is_down:
+            changes: dict[str, Value | None] = {}
+            while pending and isinstance(pending[0], (rules.StoreSet, rules.StoreErase)):
+                action = pending.popleft()
+                assert isinstance(action, (rules.StoreSet, rules.StoreErase))
+                changes[action.key] = action.value if isinstance(action, rules.StoreSet) else None
+            if changes:
+                if rules.KEY_WRITTEN in changes and changes[rules.KEY_WRITTEN] is None:
+                    changes[KEY_RESUME_DIGEST] = None
+                changes.update(extra or {})
+                extra = None
+                self._update_store(changes)
+                continue
+            answer = self._perform(pending.popleft())
+            if answer is not None:
+                pending.extendleft(reversed(self._workflow.handle(answer, self._now())))
+
+    def _now(self) -> rules.Now:
+        unix = self._clock.unix()
+        return rules.Now(unix, self._clock.monotonic(), local_minute(unix, self._zone))
+
+    def _update_store(self, changes: Mapping[str, Value | None]) -> None:
+        try:
+            self._store.update(changes)
+        except OtaError as error:
+            # The node goes on: a state that is not kept costs a report after the next restart, stopping costs updates.
+            log.error("state is not kept: %s", error)
+
+    def _perform(self, action: rules.Action) -> rules.Input | None:
+        """Does one thing; returns the answer to a question."""
+        match action:
+            case rules.Publish(token, topic, payload, qos):
+                return self._publish(token, topic, payload, qos)
+            case rules.Subscribe(topic, qos):
+                try:
+                    self._transport.subscribe(topic, qos=qos)
+                except OtaError as error:
+                    log.error("%s", error)
+            case rules.Unsubscribe(topic):
+                self._transport.unsubscribe(topic)
+            case rules.StartTimer(kind, seconds, repeat):
+                self._loop.start_timer(kind, seconds, rules.TimerFired(kind), repeat=repeat)
+            case rules.StopTimer(kind):
+                self._loop.stop_timer(kind)
+            case rules.FetchScheduled(seconds, effective):
+                log.debug("fetch in %g s%s", seconds, "" if effective else ": an earlier one is due")
+            case rules.StartAttempt():
+                self._start_attempt(action)
+            case rules.AcceptHeader(attempt):
+                self._decide(attempt, None)
+            case rules.RefuseHeader(attempt, reason):
+                self._decide(attempt, reason)
+            case rules.QueueCallback():
+                accepted = action.builtin or self._worker.submit(lambda: self._run_callback(action))
+                return rules.CallbackQueued(action.job, accepted)
+            case rules.CallDiagnostics():
+                self._worker.submit(lambda: self._run_diagnostics(action), always=True)
+            case rules.PostEvent(base, event, data):
+                self._post_event(base, event, data)
+            case rules.MarkValid(token):
+                return rules.TargetResult(token, self._ask_target(self._target.mark_valid, "confirm"))
+            case rules.MarkInvalid(token):
+                return rules.TargetResult(token, self._ask_target(self._target.mark_invalid, "refuse"))
+            case rules.Restart(reason):
+                self._restart(reason)
+            case rules.ApiReturn(call, value):
+                self._answer(call, value)
+            case rules.Log(level, message):
+                log.log(level, "%s", message)
+            case _:
+                raise AssertionError(f"no such action: {action}")
+        return None
+
+    def _publish(self, token: int, topic: str, payload: bytes, qos: int) -> rules.PublishResult:
+        try:
+            message_id = self._transport.publish(topic, payload, qos=qos)
+        except OtaError as error:
+            log.warning("not published: %s", error)
+            return rules.PublishResult(token, False)
+        log.debug("published %s %s", topic, payload.decode(errors="replace"))
+        return rules.PublishResult(token, True, message_id)
+
+    def _ask_target(self, act: Callable[[], None], what: str) -> int:
+        try:
+            act()
+        except OtaError as error:
+            log.error("cannot %s the running image: %s", what, error)
+            return error.esp_err or EspErr.FAIL
+        except Exception:
+            log.exception("cannot %s the running image", what)
+            return EspErr.FAIL
+        return EspErr.OK
+
+    def _post_event(self, base: str, event: int, data: str | int | None = None) -> None:
+        self.events.post(Event(base, event, data))
+
+    def _report_config(self) -> None:
+        """Node configuration, parameters, started (specification, section 2.2)."""
+        node = self.config.node
+        payload = messages.node_config_payload(
+            messages.NodeConfig(
+                node_id=self._info.node_id,
+                name=node.name,
+                type=node.type,
+                fw_version=self._info.fw_version,
+                model=node.model or self._boot.project_name,
+                project_name=self._boot.project_name,
+                platform=node.platform,
+                attributes={} if node.network_id is None else {"network-id": node.network_id},
+            )
+        )
+        try:
+            self._transport.publish(self._topics.config, payload)
+        except PublishRefused as error:
+            log.warning("node configuration not published: %s", error)
+            self._loop.start_timer("report-config", CONFIG_RETRY_S, _ReportConfig())
+            return
+        self._post_event(RMAKER_EVENT_BASE, RmakerEvent.CONFIG_REPORTED)
+        try:
+            self._transport.subscribe(self._topics.params_remote)
+        except OtaError as error:
+            log.error("%s", error)
+        self._is_started = True
+        self._post_event(RMAKER_EVENT_BASE, RmakerEvent.STARTED)
+        self._feed(rules.Started())
+
+    # -- downloads
+
+    def _start_attempt(self, action: rules.StartAttempt) -> None:
+        self._loop.begin()
+        attempt = Attempt(
+            action,
+            self._target,
+            self.config.ota,
+            self._find_resume(action.resume),
+            self._loop.post,
+            self._keep_position,
+            make=self._make_installation,
+            ended=self._loop.end,
+        )
+        self._attempt = attempt
+        attempt.start()
+
+    def _find_resume(self, wanted: rules.ResumePoint | None) -> SlotResumePoint | None:
+        """The kept digest of what a resume begins behind. Without it the slot cannot be trusted: from the start."""
+        if wanted is None:
+            return None
+        from rmaker_ota.install import ResumePoint
+
+        try:
+            found = re.fullmatch(r"(\d+):([0-9a-f]{64})", str(self._store.get(KEY_RESUME_DIGEST)))
+        except OtaError as error:
+            log.error("%s", error)
+            return None
+        if found is None or int(found[1]) != wanted.offset:
+            return None
+        return ResumePoint(wanted.offset, bytes.fromhex(found[2]), wanted.entity_tag)
+
+    def _keep_position(self, point: SlotResumePoint) -> None:
+        self._kept = point  # on the attempt's thread, before the loop hears of it
+
+    def _decide(self, number: int, refusal: str | None) -> None:
+        if self._attempt is not None and self._attempt.number == number:
+            self._attempt.decide(refusal)
+
+    # -- the application's code, on the worker
+
+    def _run_callback(self, action: rules.QueueCallback) -> None:
+        callback = self._ota.ota_cb if self._ota is not None else None
+        assert callback is not None
+        error: str | None = None
+        try:
+            callback(OtaHandle(self, action.handle), action.data)
+        except Exception as raised:
+            log.exception("OTA callback raised")
+            error = f"{type(raised).__name__}: {raised}" if str(raised) else type(raised).__name__
+        finally:
+            self._loop.post(rules.CallbackReturned(action.job, error))
+
+    def _run_diagnostics(self, action: rules.CallDiagnostics) -> None:
+        status = DiagStatus.FAIL
+        try:
+            config = self._ota
+            if config is None or config.ota_diag is None:
+                status = DiagStatus.SUCCESS
+            else:
+                answer = config.ota_diag(OtaDiagPriv(action.state, action.rmaker_ota), config.priv)
+                if isinstance(answer, bool) or not isinstance(answer, int):
+                    raise TypeError(f"OTA diagnostics returned {answer!r}, expected a DiagStatus")
+                status = DiagStatus(answer)
+        except Exception:
+            log.exception("OTA diagnostics failed")
+        finally:
+            self._loop.post(rules.DiagnosticsReturned(action.token, status))
+
+    # -- the end
+
+    def _restart(self, reason: str) -> None:
+        log.warning("restart: %s", reason)
+        if not self._shut_down(FLUSH_S, answer=EspErr.OK):
+            return  # it is being stopped, and restarts when it is started again
+        self._outcome = Outcome.RESTART
+        try:
+            if self._restarter is not None:
+                self._restarter(reason)
+            elif self.config.restart.mode == "process":
+                restart_process()
+            elif self.config.restart.mode == "command":
+                self._run_command(self.config.restart.command)
+        except Exception as error:
+            log.exception("cannot restart")
+            self._failure = error
+        self._ended.set()
+
+    def _run_command(self, command: tuple[str, ...]) -> None:
+        """Runs the restart command until it works; the end of the process is what ends this."""
+        while True:
+            try:
+                done = subprocess.run(command, stdin=subprocess.DEVNULL, check=False)
+                if done.returncode == 0:
+                    return
+                log.error("restart command %s ended with code %d", command[0], done.returncode)
+            except OSError as error:
+                log.error("restart command %s: %s", command[0], error.strerror)
+            if self._ended.wait(COMMAND_RETRY_S):
+                return
+
+    def _shut_down(self, timeout_s: float, answer: int = EspErr.FAIL) -> bool:
+        """Ends everything, once. Returns False to whoever does not come first, after the first one is done."""
+        with self._lifecycle:
+            first, self._is_down = not self._is_down, True
+        if not first:
+            if not self._loop.is_current():  # which the first one waits for
+                self._down.wait()
+            return False
+        try:
+            attempt = self._attempt
+            if attempt is not None and not attempt.cancel(10.0):
+                log.error("the download does not end")
+            self._loop.stop()
+            self._answer_all(answer)
+            self._transport.stop(timeout_s)
+            for worker in (self._worker, self._event_worker):
+                if not worker.stop(timeout_s):
+                    log.warning("a callback is not over; going on without it")
+            self._target.close()
+            self._store.close()
+        finally:
+            with _default_lock:
+                _defaults.remove(self)
+            self._down.set()
+        return True
+
+
+def restart_process() -> None:
+    """Starts this program anew, in this process: same arguments, same surroundings."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    logging.shutdown()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # by path: it may be one of a virtual environment
+
+
+def _config_of(
+    node_id: str | None,
+    node: Mapping[str, Any] | None,
+    mqtt: Mapping[str, Any] | None,
+    target: object,
+    state: object,
+    ota: Mapping[str, Any] | None,
+    restart: Mapping[str, Any] | None,
+) -> NodeConfig:
+    tables: dict[str, Any] = {
+        "node": dict(node or {}) | ({} if node_id is None else {"id": node_id}),
+        "mqtt": dict(mqtt or {}),
+        "target": {"uri": target if isinstance(target, str) else getattr(target, "uri", "")},
+        "ota": dict(ota or {}),
+        "restart": dict(restart or {}),
+    }
+    if isinstance(state, (str, os.PathLike)):
+        tables["state"] = {"path": os.fspath(state)}
+    return parse_config(tables, source="Node")
+
+
+def _open_target(config: NodeConfig) -> Target:
+    from rmaker_ota.targets import open_target
+
+    try:
+        return open_target(config.target.uri, **config.target.options)
+    except ArgumentError as error:
+        raise ConfigError(f"{config.source}: [target] {error}") from error
+
+
+# -- the process's default node, which the C names work on: the first one made and not yet stopped
+
+_default_lock = threading.Lock()
+_defaults: list[Node] = []
+
+
+def default_node() -> Node | None:
+    """The node the C names work on; None while there is none."""
+    with _default_lock:
+        return _defaults[0] if _defaults else None
+
+
+def ota_type_of(config: NodeConfig) -> OtaType:
+    """The workflow a configuration asks for."""
+    return OtaType.USING_PARAMS if config.ota.type == "params" else OtaType.USING_TOPICS
