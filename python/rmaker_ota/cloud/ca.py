@@ -213,6 +213,21 @@ class CertificateAuthority:
         certificate_path.write_bytes(_certificate_pem(certificate))
 
 
+def first_name(path: Path) -> str:
+    """The first host name or address in a server certificate.
+
+    Raises:
+        StateError: it is not a certificate, or has no such name.
+        OSError: it cannot be read.
+    """
+    try:
+        certificate = x509.load_pem_x509_certificate(path.read_bytes())
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        return str(next(iter(names)).value)
+    except (ValueError, x509.ExtensionNotFound, StopIteration) as error:
+        raise StateError(f"{path}: not a server certificate: {error}") from error
+
+
 def _builder(
     subject: x509.Name, issuer: x509.Name, public_key: ec.EllipticCurvePublicKey, now: datetime.datetime, days: int
 ) -> x509.CertificateBuilder:

@@ -151,7 +151,7 @@ class AdminClient:
             raise self._unreachable(error) from error
         connection.close()
         kind = {400: ArgumentError, 404: NotFoundError}.get(response.status, OtaError)
-        raise kind(message, stage="service")
+        raise kind(message)
 
     def _connect(self) -> http.client.HTTPConnection:
         admin = self._config.admin

@@ -286,7 +286,8 @@ class JobService:
         return self._store.job_nodes(job_id)
 
     def _tell(self, entry: HistoryEntry) -> None:
-        logger.info("job %s, node %s: %s %s", entry.job, entry.node, printable(entry.status), printable(entry.info))
+        info = f" ({printable(entry.info)})" if entry.info else ""
+        logger.info("job %s, node %s: %s%s", entry.job, entry.node, printable(entry.status), info)
         if self._on_change is not None:
             try:
                 self._on_change(entry)

@@ -123,7 +123,7 @@ class CloudService:
             stack.callback(self.store.close)
             self.images = ImageStore(data / "images", self.store, clock=self._clock)
         except OSError as error:
-            raise DeviceError(f"{data}: {error.strerror}", device_code=error.errno or 0, stage="data") from error
+            raise DeviceError(f"{data}: {error.strerror}", device_code=error.errno or 0) from error
         links = Links(secret, ttl_s=config.http.url_ttl_s, clock=self._clock)
         changes = Changes(loop)
 
@@ -305,7 +305,7 @@ def _listen(host: str, port: int, key: str) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address[:2], family=family, backlog=128)
     except OSError as error:
-        raise ConfigError(f"{key} = {port} on {host!r}: cannot listen there: {error.strerror or error}") from error
+        raise ConfigError(f"{key} = {port} on {host!r}: cannot listen there: {_reason(error)}") from error
 
 
 def _listen_unix(path: Path) -> socket.socket:
@@ -318,7 +318,13 @@ def _listen_unix(path: Path) -> socket.socket:
         return listener
     except OSError as error:
         listener.close()
-        raise ConfigError(f"[admin] socket = {str(path)!r}: cannot listen there: {error.strerror or error}") from error
+        raise ConfigError(f"[admin] socket = {str(path)!r}: cannot listen there: {_reason(error)}") from error
+
+
+def _reason(error: OSError) -> str:
+    if error.errno is None or isinstance(error, socket.gaierror):
+        return str(error.strerror or error)
+    return os.strerror(error.errno)  # asyncio and socket put more words into error.strerror
 
 
 def _url(scheme: str, listener: socket.socket) -> str:

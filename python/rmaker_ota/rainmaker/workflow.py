@@ -34,6 +34,7 @@ import json
 import logging
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -247,10 +248,11 @@ class TimerFired:
 
 @dataclass(frozen=True, slots=True)
 class ResumePoint:
-    """Where to go on: ``offset`` bytes of the image are durable in the slot; ``entity_tag`` as HTTP gave it, or
-    empty."""
+    """Where to go on: ``offset`` bytes of the image are durable in the slot, their digest is ``sha256`` (32 bytes);
+    ``entity_tag`` as HTTP gave it, or empty."""
 
     offset: int
+    sha256: bytes = b""
     entity_tag: str = ""
 
 
@@ -628,7 +630,7 @@ KEY_MD5 = "ota_file_md5"
 KEY_TEST_COUNT = "ota_test_cnt"
 KEY_TEST_JOB_ID = "ota_test_jid"
 # ... and those of this project.
-KEY_POSITION = "ota_position"  # str, JSON: what `ota_written` belongs to: slot, size, entity tag (Q24)
+KEY_POSITION = "ota_position"  # str, JSON: what `ota_written` belongs to: slot, size, digest, entity tag (Q24)
 KEY_TARGET = "ota_target"  # str, JSON: slot and version that were installed (Q35)
 KEY_RESULT = "ota_result"  # str, JSON: final reports that were not acknowledged yet (Q16)
 
@@ -644,6 +646,7 @@ RECONNECT_FETCH_S = 60  # Q17: an absence longer than this is followed by a fetc
 HEADER_SIZE = 1024  # bytes a file must have at least; positions below it count as none
 MAX_STORED_JOB_ID = 64  # bytes a stored job id can have to be read back
 MAX_RESULTS = 8
+_HEX = re.compile(r"([0-9a-f]{2})*")
 MAX_ERR_DESC = 127
 MAX_ATTEMPT_INFO = 191
 
@@ -1514,15 +1517,14 @@ class Workflow:
         written = self._get(KEY_WRITTEN)
         position = self._get_json(KEY_POSITION)
         if isinstance(written, int) and (self._get_text(KEY_MD5) or "").lower() == md5.lower():
-            if not position:
-                written *= 1024  # the firmware's own note
-            fits = (
-                position.get("size", run.data.filesize) == run.data.filesize
-                and position.get("slot") in (None, self._boot.next_slot)
-                and (run.data.filesize <= 0 or written <= run.data.filesize)
+            digest = position.get("sha256")
+            fits = (position.get("offset"), position.get("size"), position.get("slot")) == (
+                written,
+                run.data.filesize,
+                self._boot.next_slot,
             )
-            if fits and written >= HEADER_SIZE:
-                run.resume = ResumePoint(written, str(position.get("entity_tag", "")))
+            if fits and written >= HEADER_SIZE and isinstance(digest, str) and _HEX.fullmatch(digest):
+                run.resume = ResumePoint(written, bytes.fromhex(digest), str(position.get("entity_tag", "")))
                 return
         self._erase(KEY_POSITION)
         self._set(KEY_WRITTEN, 0)
@@ -1565,9 +1567,13 @@ class Workflow:
         run = self._current(event.attempt)
         if run is None or not run.accepted or not run.keep_position:
             return
-        position: dict[str, object] = {"slot": self._boot.next_slot, "size": run.data.filesize}
-        if event.point.entity_tag:
-            position["entity_tag"] = event.point.entity_tag
+        position = {
+            "offset": event.point.offset,
+            "slot": self._boot.next_slot,
+            "size": run.data.filesize,
+            "sha256": event.point.sha256.hex(),
+            "entity_tag": event.point.entity_tag,
+        }
         self._set(KEY_POSITION, json.dumps(position, separators=(",", ":")))
         self._set(KEY_WRITTEN, event.point.offset)
 

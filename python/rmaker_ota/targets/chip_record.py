@@ -132,7 +132,7 @@ def _decode(raw: Any) -> ChipRecord:
                 value is None and kind.endswith("None")
             )
         else:
-            right = value is None or value in _SLOT_NAMES
+            right = value is None or (isinstance(value, str) and value in _SLOT_NAMES)
         if not right:
             raise ValueError(f"{name} is {value!r}")
         values[name] = value

@@ -63,6 +63,12 @@ bool ota_http_parse_content_range(const char *value, size_t len, ota_http_range 
     return at == len && range->first <= range->last && range->last < range->total;
 }
 
+bool ota_http_parse_length(const char *value, size_t len, uint64_t *number) {
+    trim(&value, &len);
+    size_t at = 0;
+    return parse_number(value, len, &at, number) && at == len && *number <= INT64_MAX;
+}
+
 bool ota_http_parse_entity_tag(const char *value, size_t len, char *tag, size_t tag_size) {
     tag[0] = '\0';
     trim(&value, &len);

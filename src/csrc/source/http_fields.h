@@ -16,6 +16,9 @@ typedef struct ota_http_range {
 /* Parses `len` bytes of a field value, blanks around it allowed. False: not a byte range, or one that contradicts itself. */
 bool ota_http_parse_content_range(const char *value, size_t len, ota_http_range *range);
 
+/* Parses a Content-Length: decimal digits below 2^63 and nothing else. */
+bool ota_http_parse_length(const char *value, size_t len, uint64_t *number);
+
 /* Copies a strong entity tag, quotes included, NUL-terminated. False, and an empty `tag`: weak, malformed or too long. */
 bool ota_http_parse_entity_tag(const char *value, size_t len, char *tag, size_t tag_size);
 

@@ -31,6 +31,7 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <openssl/ssl.h>
 #include <openssl/x509.h>
 #include <pthread.h>
 #include <stdarg.h>
@@ -74,6 +75,8 @@ typedef struct http_answer {
     long code;
     bool complete; /* the empty line came */
     size_t header_bytes;
+    bool has_length, bad_length, has_coding; /* Content-Length; Transfer-Encoding, which overrides it */
+    uint64_t length;
     bool has_range;
     bool bad_range; /* malformed, or two that differ */
     ota_http_range range;
@@ -117,7 +120,9 @@ typedef struct http_source {
     bool finished; /* curl is done with it: `result` */
     CURLcode result;
     http_answer answer;
-    bool wanted; /* the body is ours, not that of an error page */
+    bool wanted;  /* the body is ours, not that of an error page */
+    bool secure;  /* https */
+    bool goodbye; /* TLS ended as it should */
 
     /* the body */
     uint64_t position; /* of the next byte handed out, from the start of the object */
@@ -173,10 +178,12 @@ static ota_status fail_memory(http_source *self, ota_error *error) {
 static ota_status fail_tls(http_source *self, ota_error *error) {
     long verdict = X509_V_OK;
     curl_easy_getinfo(self->easy, CURLINFO_SSL_VERIFYRESULT, &verdict);
-    if (self->result == CURLE_PEER_FAILED_VERIFICATION && verdict == X509_V_OK) {
-        verdict = X509_V_ERR_HOSTNAME_MISMATCH;
+    bool judged = verdict != X509_V_OK && verdict != X509_V_ERR_UNSPECIFIED; /* curl begins with the latter */
+    if (!judged && self->result == CURLE_PEER_FAILED_VERIFICATION) {
+        verdict = X509_V_ERR_HOSTNAME_MISMATCH; /* the one thing curl checks itself */
+        judged = true;
     }
-    if (verdict == X509_V_OK) {
+    if (!judged) {
         return fail(self, error, OTA_ERR_HTTP_TLS, 0, "TLS: %s",
                     self->reason[0] ? self->reason : curl_easy_strerror(self->result));
     }
@@ -223,8 +230,8 @@ static ota_status fail_curl(http_source *self, ota_error *error) {
             curl_easy_getinfo(self->easy, CURLINFO_HTTP_CONNECTCODE, &proxy_code);
             return fail(self, error, OTA_ERR_HTTP_CONNECT, proxy_code >= 300 ? proxy_code : errnum, "%s", reason);
         }
-        return fail(self, error, self->answer.code == 0 ? OTA_ERR_HTTP_NO_RESPONSE : OTA_ERR_HTTP_CLOSED, errnum, "%s",
-                    reason);
+        return fail(self, error, self->answer.header_bytes == 0 ? OTA_ERR_HTTP_NO_RESPONSE : OTA_ERR_HTTP_CLOSED,
+                    errnum, "%s", reason);
     case CURLE_PARTIAL_FILE:
         return fail(self, error, OTA_ERR_HTTP_CLOSED, 0, "%s", reason);
     case CURLE_OUT_OF_MEMORY:
@@ -261,6 +268,26 @@ static int on_socket(void *user, curl_socket_t fd, curlsocktype purpose) {
     return CURL_SOCKOPT_OK;
 }
 
+/* Without length and chunks only TLS's goodbye, close_notify, tells the end of a body from a cut (RFC 9112, 9.8). curl does
+ * not look for it, so we listen for the alert. */
+static int tls_owner_index;
+
+static void on_tls_event(const SSL *ssl, int where, int value) {
+    if ((where & SSL_CB_READ_ALERT) == SSL_CB_READ_ALERT && (value & 0xFF) == SSL_AD_CLOSE_NOTIFY) {
+        http_source *self = SSL_CTX_get_ex_data(SSL_get_SSL_CTX(ssl), tls_owner_index);
+        self->goodbye = true;
+    }
+}
+
+static CURLcode on_tls(CURL *easy, void *context, void *user) {
+    (void)easy;
+    if (SSL_CTX_set_ex_data(context, tls_owner_index, user) != 1) {
+        return CURLE_OUT_OF_MEMORY;
+    }
+    SSL_CTX_set_info_callback(context, on_tls_event);
+    return CURLE_OK;
+}
+
 static void answer_clear(http_answer *answer) {
     free(answer->location);
     memset(answer, 0, sizeof *answer);
@@ -279,6 +306,16 @@ static void note_field(http_answer *answer, const char *line, size_t len) {
             answer->has_range = true;
             answer->range = range;
         }
+    } else if (ota_http_field(line, len, "Content-Length", &value, &value_len)) {
+        uint64_t length;
+        if (!ota_http_parse_length(value, value_len, &length) || (answer->has_length && length != answer->length)) {
+            answer->bad_length = true;
+        } else {
+            answer->has_length = true;
+            answer->length = length;
+        }
+    } else if (ota_http_field(line, len, "Transfer-Encoding", &value, &value_len)) {
+        answer->has_coding = true;
     } else if (ota_http_field(line, len, "ETag", &value, &value_len)) {
         if (++answer->entity_tags == 1) {
             ota_http_parse_entity_tag(value, value_len, answer->entity_tag, sizeof answer->entity_tag);
@@ -292,6 +329,11 @@ static void note_field(http_answer *answer, const char *line, size_t len) {
             answer->no_memory = true;
         }
     }
+}
+
+/* Bytes of the body as announced; OTA_SIZE_UNKNOWN: not announced. */
+static uint64_t body_length(const http_answer *answer) {
+    return answer->has_length && !answer->has_coding ? answer->length : OTA_SIZE_UNKNOWN;
 }
 
 /* One line of an answer's header. Returning anything but the length ends the transfer. */
@@ -438,10 +480,18 @@ static bool add_field(http_source *self, const char *format, ...) {
     return longer != NULL;
 }
 
+static bool has_scheme(CURLU *url, const char *scheme) {
+    char *found = NULL;
+    bool same = curl_url_get(url, CURLUPART_SCHEME, &found, 0) == CURLUE_OK && strcasecmp(found, scheme) == 0;
+    curl_free(found);
+    return same;
+}
+
 /* Asks self->target for the bytes from `offset` on and returns once the header of an answer is there. */
 static ota_status request(http_source *self, uint64_t offset, ota_error *error) {
     end_request(self);
-    self->sent = self->finished = self->wanted = self->waiting = false;
+    self->sent = self->finished = self->wanted = self->goodbye = self->waiting = false;
+    self->secure = has_scheme(self->target, "https");
     self->drained = 0;
     self->reason[0] = '\0';
     bool ok = add_field(self, "Accept-Encoding: identity");
@@ -474,6 +524,10 @@ static ota_status request(http_source *self, uint64_t offset, ota_error *error) 
         if (self->answer.bad_header) {
             return fail(self, error, OTA_ERR_HTTP_PROTOCOL, self->answer.code, "the answer's header is too long");
         }
+        if (self->answer.bad_length) {
+            return fail(self, error, OTA_ERR_HTTP_PROTOCOL, self->answer.code,
+                        "the Content-Length cannot be understood");
+        }
         if (self->answer.complete) {
             return OTA_OK; /* a body that failed already: what came is handed out, then the reader hears of it */
         }
@@ -490,9 +544,7 @@ static ota_status request(http_source *self, uint64_t offset, ota_error *error) 
 
 /* Reads the rest of a small unwanted body, so that the next request to this server needs no new handshake. */
 static ota_status drain(http_source *self, ota_error *error) {
-    curl_off_t len = -1;
-    curl_easy_getinfo(self->easy, CURLINFO_CONTENT_LENGTH_DOWNLOAD_T, &len);
-    while (!self->finished && len >= 0 && len <= MAX_DRAINED) {
+    while (!self->finished && body_length(&self->answer) <= MAX_DRAINED) {
         ota_status status = perform(self, error);
         if (status == OTA_OK && !self->finished) {
             status = wait(self, error);
@@ -512,13 +564,6 @@ static bool same_part(CURLU *a, CURLU *b, CURLUPart part) {
                 curl_url_get(b, part, &y, CURLU_DEFAULT_PORT) == CURLUE_OK && strcasecmp(x, y) == 0;
     curl_free(x);
     curl_free(y);
-    return same;
-}
-
-static bool has_scheme(CURLU *url, const char *scheme) {
-    char *found = NULL;
-    bool same = curl_url_get(url, CURLUPART_SCHEME, &found, 0) == CURLUE_OK && strcasecmp(found, scheme) == 0;
-    curl_free(found);
     return same;
 }
 
@@ -576,11 +621,10 @@ out:
 
 static bool usable_range(const http_source *self, uint64_t offset) {
     const http_answer *answer = &self->answer;
-    curl_off_t len = -1;
-    curl_easy_getinfo(self->easy, CURLINFO_CONTENT_LENGTH_DOWNLOAD_T, &len);
+    uint64_t len = body_length(answer);
     return answer->has_range && !answer->bad_range && answer->range.first == offset &&
            answer->range.total != OTA_SIZE_UNKNOWN && answer->range.last == answer->range.total - 1 &&
-           (len < 0 || (uint64_t)len == answer->range.total - offset) &&
+           (len == OTA_SIZE_UNKNOWN || len == answer->range.total - offset) &&
            (self->entity_tag[0] == '\0' || offset == 0 || strcmp(self->entity_tag, answer->entity_tag) == 0);
 }
 
@@ -670,11 +714,9 @@ static ota_status http_open(ota_source *source, uint64_t offset, ota_source_info
         http_close(source);
         return status;
     }
-    curl_off_t len = -1;
-    curl_easy_getinfo(self->easy, CURLINFO_CONTENT_LENGTH_DOWNLOAD_T, &len);
     memset(info, 0, sizeof *info);
     info->offset = begins;
-    info->size = self->answer.code == 206 ? self->answer.range.total : len >= 0 ? (uint64_t)len : OTA_SIZE_UNKNOWN;
+    info->size = self->answer.code == 206 ? self->answer.range.total : body_length(&self->answer);
     memcpy(info->entity_tag, self->answer.entity_tag, sizeof info->entity_tag);
     memcpy(self->entity_tag, self->answer.entity_tag, sizeof self->entity_tag);
     self->position = begins;
@@ -717,6 +759,10 @@ static ota_status conclude(http_source *self, ota_error *error) {
     if (self->end != OTA_SIZE_UNKNOWN && self->position < self->end) {
         return fail(self, error, OTA_ERR_HTTP_CLOSED, 0, "the connection closed at %llu of %llu bytes",
                     (unsigned long long)self->position, (unsigned long long)self->end);
+    }
+    if (self->end == OTA_SIZE_UNKNOWN && !self->answer.has_coding && self->secure && !self->goodbye) {
+        return fail(self, error, OTA_ERR_HTTP_CLOSED, 0, "the connection closed at %llu bytes, and not as TLS demands",
+                    (unsigned long long)self->position);
     }
     return OTA_DONE;
 }
@@ -846,10 +892,15 @@ static const ota_source_ops http_ops = {
 
 /* ---- Making one -------------------------------------------------------------------------------------------------- */
 
-static CURLcode global_result;
+static bool global_ready;
 
 static void global_init(void) {
-    global_result = curl_global_init(CURL_GLOBAL_DEFAULT);
+    if (curl_global_init(CURL_GLOBAL_DEFAULT) == CURLE_OK) {
+        /* on_tls is handed what belongs to curl's TLS library: it had better be ours */
+        const char *tls = curl_version_info(CURLVERSION_NOW)->ssl_version;
+        tls_owner_index = SSL_CTX_get_ex_new_index(0, NULL, NULL, NULL, NULL);
+        global_ready = tls != NULL && strncmp(tls, "OpenSSL/", 8) == 0 && tls_owner_index >= 0;
+    }
 }
 
 /* Takes the URL apart: scheme allowed, user and password out of it. */
@@ -918,6 +969,8 @@ static ota_status set_up(http_source *self) {
     SET(CURLOPT_PREREQDATA, self);
     SET(CURLOPT_SOCKOPTFUNCTION, on_socket);
     SET(CURLOPT_SSLVERSION, (long)CURL_SSLVERSION_TLSv1_2);
+    SET(CURLOPT_SSL_CTX_FUNCTION, on_tls);
+    SET(CURLOPT_SSL_CTX_DATA, self);
     SET(CURLOPT_SSL_VERIFYPEER, 1L);
     SET(CURLOPT_SSL_VERIFYHOST, self->skip_common_name_check ? 0L : 2L);
     if (self->ca_pem != NULL || self->ca_file != NULL) {
@@ -945,7 +998,10 @@ ota_status ota_source_http_new(const ota_http_options *options, ota_source **out
         return ota_error_set(error, OTA_ERR_ARGUMENT, OTA_STAGE_SOURCE, 0, 0,
                              options->url == NULL ? "no URL" : "a client key without a client certificate");
     }
-    http_source *self = global_result == CURLE_OK ? calloc(1, sizeof *self) : NULL;
+    if (!global_ready) {
+        return ota_error_set(error, OTA_ERR_UNSUPPORTED, OTA_STAGE_SOURCE, 0, 0, "this libcurl does not use OpenSSL");
+    }
+    http_source *self = calloc(1, sizeof *self);
     if (self == NULL) {
         return ota_error_set_errno(error, OTA_STAGE_SOURCE, 0, ENOMEM, "making an HTTP source");
     }

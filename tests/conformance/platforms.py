@@ -1,0 +1,375 @@
+"""Where the images of a scenario lie, what the boot loader does, and how an attempt installs.
+
+`Platform` is what the world needs; `SimplePlatform` is the plainest thing that behaves so: slots are byte arrays,
+the boot entries two small records, an image a header, a filling and a SHA-256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from rmaker_ota.esp_err import EspErr
+from rmaker_ota.rainmaker.workflow import AttemptFailed, ImageDescription, ResumePoint, Stage, StartAttempt
+from rmaker_ota.targets.base import BootState
+
+Json = dict[str, Any]
+Record = Callable[[str, Json], None]
+
+SLOT_SIZES = {"ota_0": 1 << 20, "ota_1": 1 << 20, "factory": 192 << 10}
+SECTOR = 4096
+
+
+@dataclass(frozen=True)
+class Running:
+    """What runs after a start."""
+
+    slot: str
+    version: str
+    project_name: str
+    boot_state: BootState | None
+    next_slot: str | None
+
+
+class InstallFailure(Exception):
+    """The installation failed; where, and with what."""
+
+    def __init__(self, stage: Stage, esp_err: int = -1, errno: int = 0) -> None:
+        super().__init__(stage, esp_err)
+        self.stage = stage
+        self.esp_err = esp_err
+        self.errno = errno
+
+    def event(self, attempt: int) -> AttemptFailed:
+        return AttemptFailed(attempt, self.stage, self.esp_err, self.errno)
+
+
+class Installation(Protocol):
+    """One attempt's way into the slot: fed with what the HTTP client reads, in order."""
+
+    def header(self, data: bytes, offset: int) -> ImageDescription:
+        """The image's description from its first bytes; ``offset`` > 0: a resumed download, so from the slot."""
+
+    def accept(self) -> None:
+        """The description is accepted: from now on there may be writes."""
+
+    def write(self, data: bytes) -> ResumePoint | None:
+        """Takes the next bytes; returns what is durable now, if that is to be noted."""
+
+    def broken(self) -> ResumePoint | None:
+        """No more bytes will come; the last position worth noting."""
+
+    def finish(self) -> None:
+        """Everything has arrived: verify, make it bootable."""
+
+
+class Platform(ABC):
+    """The node's flash and boot loader. Slot states that change are recorded as ``slot_state``."""
+
+    @abstractmethod
+    def contents(self, image: str) -> bytes:
+        """The bytes of an image's file."""
+
+    @abstractmethod
+    def start(self, rollback: bool) -> Running:
+        """Runs the boot loader and says what runs now."""
+
+    @abstractmethod
+    def mark_valid(self) -> int: ...
+
+    @abstractmethod
+    def mark_invalid(self) -> int: ...
+
+    @abstractmethod
+    def install(self, action: StartAttempt, md5: bytes | None, *, rollback: bool) -> Installation:
+        """Begins an attempt; ``md5``: the real digest of the file, None: there is nothing to compare with."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Gives back what it holds."""
+
+
+# ---- The plain one --------------------------------------------------------------------------------------------
+
+_HEADER = struct.Struct("<BBHIHHHIIII")  # magic, flaws, chip, size, min rev, max rev, mode, secure version, 3 x spare
+_TEXTS = struct.Struct("<I32s32s")
+_DESC_MAGIC = 0xABCD5432
+
+
+def build_image(properties: Json) -> bytes:
+    """An image file with the properties of a trace (README.md, `images`)."""
+    size = int(properties.get("size", 65536))
+    padding = int(properties.get("padding", 0))
+    chip = properties.get("chip_id", 5)
+    magic = 0x00 if properties.get("bad_magic") else 0xE9
+    header = _HEADER.pack(
+        magic,
+        1 if properties.get("bad_checksum") else 0,
+        chip,
+        size - padding,
+        properties.get("min_chip_rev", 0),
+        properties.get("max_chip_rev", 99),
+        properties.get("spi_flash_mode", 0),
+        properties.get("secure_version", 0),
+        0,
+        0,
+        0,
+    )
+    desc_magic = 0 if properties.get("bad_desc_magic") else _DESC_MAGIC
+    version = str(properties.get("version", "2.0.0"))
+    project = str(properties.get("project_name", "my_product"))
+    texts = _TEXTS.pack(desc_magic, version.encode()[:32], project.encode()[:32])
+    body = header + texts
+    filling = hashlib.sha256(version.encode()).digest()
+    body += (filling * (size // 32 + 1))[: size - padding - 32 - len(body)]
+    digest = bytearray(hashlib.sha256(body).digest())
+    if properties.get("bad_sha"):
+        digest[0] ^= 0xFF
+    return body + bytes(digest) + b"\xff" * padding
+
+
+@dataclass(frozen=True)
+class _Image:
+    flaws: int
+    magic: int
+    chip: int
+    size: int
+    min_revision: int
+    max_revision: int
+    description: ImageDescription | None
+
+    @classmethod
+    def parse(cls, data: bytes) -> _Image:
+        magic, flaws, chip, size, low, high, _, secure, *_ = _HEADER.unpack_from(data)
+        desc_magic, version, project = _TEXTS.unpack_from(data, _HEADER.size)
+        description = None
+        if desc_magic == _DESC_MAGIC:
+            description = ImageDescription(
+                project.split(b"\0")[0].decode("utf-8", "replace"),
+                version.split(b"\0")[0].decode("utf-8", "replace"),
+                secure,
+            )
+        return cls(flaws, magic, chip, size, low, high, description)
+
+
+def image_is_sound(data: bytes) -> bool:
+    """Whether the slot's content is a complete image."""
+    image = _Image.parse(data)
+    if image.magic != 0xE9 or image.flaws or not 64 < image.size <= len(data):
+        return False
+    return hashlib.sha256(data[: image.size - 32]).digest() == bytes(data[image.size - 32 : image.size])
+
+
+@dataclass
+class _Entry:
+    slot: str
+    seq: int
+    state: BootState
+
+
+class SimplePlatform(Platform):
+    """Slots in memory."""
+
+    def __init__(self, inputs: Json, record: Record) -> None:
+        self._record = record
+        self._images = {name: build_image(image) for name, image in inputs.get("images", {}).items()}
+        self._device = {"chip_id": 5, "chip_revision": 4, "efuse_secure_version": 0, **inputs.get("device", {})}
+        self._slots: dict[str, bytearray] = {}
+        for name, content in inputs.get("slots", {}).get("slots", {}).items():
+            self._slots[name] = bytearray(b"\xff" * SLOT_SIZES[name])
+            if content:
+                image = self._images[content["image"]]
+                self._slots[name][: len(image)] = image
+        self._slots.setdefault("ota_0", bytearray(b"\xff" * SLOT_SIZES["ota_0"]))
+        self._slots.setdefault("ota_1", bytearray(b"\xff" * SLOT_SIZES["ota_1"]))
+        entries = [*(inputs.get("slots", {}).get("boot_entries") or []), None, None][:2]
+        self._entries = [
+            None if entry is None else _Entry(entry["slot"], entry["seq"], BootState[entry["state"]])
+            for entry in entries
+        ]
+        fault = inputs.get("flash_fault") or {}
+        self._fault_op = fault.get("op")
+        self._fault_at = fault.get("at", 0)
+        self._faults_left = fault.get("count", 1) if fault else 0
+        self._running: Running | None = None
+
+    def contents(self, image: str) -> bytes:
+        return self._images[image]
+
+    def close(self) -> None:
+        pass
+
+    def start(self, rollback: bool) -> Running:
+        chosen = self._choose(rollback)
+        slot = chosen.slot if chosen is not None else ("factory" if "factory" in self._slots else "ota_0")
+        image = _Image.parse(bytes(self._slots[slot][:512]))
+        description = image.description or ImageDescription("", "")
+        entry = self._entry_of(slot)
+        self._running = Running(
+            slot,
+            description.version,
+            description.project_name,
+            None if entry is None else entry.state,
+            "ota_0" if slot == "factory" else ("ota_1" if slot == "ota_0" else "ota_0"),
+        )
+        return self._running
+
+    def _choose(self, rollback: bool) -> _Entry | None:
+        if rollback:
+            for entry in self._entries:
+                if entry is not None and entry.state == BootState.PENDING_VERIFY:
+                    self._set_state(entry, BootState.ABORTED)
+        bad = (BootState.INVALID, BootState.ABORTED)
+        usable = [entry for entry in self._entries if entry is not None and entry.state not in bad]
+        for entry in sorted(usable, key=lambda entry: -entry.seq):
+            if not image_is_sound(bytes(self._slots[entry.slot])):
+                continue
+            if rollback and entry.state == BootState.NEW:
+                self._set_state(entry, BootState.PENDING_VERIFY)
+            return entry
+        return None
+
+    def _set_state(self, entry: _Entry, state: BootState) -> None:
+        entry.state = state
+        self._record("slot_state", {"slot": entry.slot, "state": state.name})
+
+    def _entry_of(self, slot: str) -> _Entry | None:
+        found = [entry for entry in self._entries if entry is not None and entry.slot == slot]
+        return max(found, key=lambda entry: entry.seq, default=None)
+
+    def _running_entry(self) -> _Entry | None:
+        return None if self._running is None else self._entry_of(self._running.slot)
+
+    def mark_valid(self) -> int:
+        entry = self._running_entry()
+        if entry is None:
+            return EspErr.FAIL
+        self._set_state(entry, BootState.VALID)
+        return EspErr.OK
+
+    def mark_invalid(self) -> int:
+        entry = self._running_entry()
+        if entry is None:
+            return EspErr.FAIL
+        bad = (BootState.INVALID, BootState.ABORTED)
+        others = [other for other in self._entries if other is not None and other.slot != entry.slot]
+        possible = (
+            any(other.state not in bad and image_is_sound(bytes(self._slots[other.slot])) for other in others)
+            or "factory" in self._slots
+        )
+        if not possible:
+            return EspErr.OTA_ROLLBACK_FAILED
+        self._set_state(entry, BootState.INVALID)
+        return EspErr.OK
+
+    def install(self, action: StartAttempt, md5: bytes | None, *, rollback: bool) -> Installation:
+        return _SimpleInstallation(self, action, md5, rollback)
+
+    def fault(self, op: str, end: int) -> None:
+        """Raises InstallFailure when a flash operation that reaches ``end`` is to fail."""
+        if self._fault_op == op and self._faults_left > 0 and end > self._fault_at:
+            self._faults_left -= 1
+            raise InstallFailure(Stage.TRANSFER, EspErr.FLASH_OP_FAIL)
+
+    def activate(self, slot: str, rollback: bool) -> None:
+        newest = max((entry.seq for entry in self._entries if entry is not None), default=0)
+        state = BootState.NEW if rollback else BootState.UNDEFINED
+        index = 1 if slot == "ota_1" else 0
+        self._entries[index] = _Entry(slot, newest + 1, state)
+        self._record("slot_state", {"slot": slot, "state": state.name})
+
+    @property
+    def device(self) -> Json:
+        return self._device
+
+    @property
+    def target_slot(self) -> str:
+        assert self._running is not None and self._running.next_slot is not None
+        return self._running.next_slot
+
+    def slot(self, name: str) -> bytearray:
+        return self._slots[name]
+
+    @property
+    def unconfirmed(self) -> bool:
+        entry = self._running_entry()
+        return entry is not None and entry.state == BootState.PENDING_VERIFY
+
+
+class _SimpleInstallation(Installation):
+    def __init__(self, platform: SimplePlatform, action: StartAttempt, md5: bytes | None, rollback: bool) -> None:
+        self._platform = platform
+        self._action = action
+        self._md5 = md5
+        self._rollback = rollback
+        self._slot = platform.target_slot
+        self._at = 0
+        self._erased = 0
+        self._first = True
+
+    def _content(self) -> bytearray:
+        return self._platform.slot(self._slot)
+
+    def header(self, data: bytes, offset: int) -> ImageDescription:
+        if offset:
+            self._at = offset
+            self._erased = -(-offset // SECTOR) * SECTOR
+            self._first = False
+            data = bytes(self._content()[: self._action.header_size])
+            resume = self._action.resume
+            assert resume is not None
+            if hashlib.sha256(bytes(self._content()[:offset])).digest() != resume.sha256:
+                raise InstallFailure(Stage.DESCRIPTION, EspErr.FAIL)
+        if len(data) < self._action.header_size:
+            raise InstallFailure(Stage.DESCRIPTION, EspErr.FAIL)
+        image = _Image.parse(data)
+        if image.description is None:
+            raise InstallFailure(Stage.DESCRIPTION, EspErr.FAIL)
+        self._image = image
+        return image.description
+
+    def accept(self) -> None:
+        device = self._platform.device
+        if self._image.magic != 0xE9:
+            raise InstallFailure(Stage.TRANSFER, EspErr.OTA_VALIDATE_FAILED)
+        low, high = self._image.min_revision, self._image.max_revision
+        if self._image.chip != device["chip_id"] or not low <= device["chip_revision"] <= high:
+            raise InstallFailure(Stage.CHIP, EspErr.INVALID_VERSION)
+        if self._platform.unconfirmed:
+            raise InstallFailure(Stage.TRANSFER, EspErr.OTA_ROLLBACK_INVALID_STATE)
+
+    def write(self, data: bytes) -> ResumePoint | None:
+        end = self._at + len(data)
+        content = self._content()
+        if end > len(content):
+            raise InstallFailure(Stage.TRANSFER, EspErr.INVALID_SIZE)
+        while self._erased < end:
+            self._platform.fault("erase", self._erased + SECTOR)
+            content[self._erased : self._erased + SECTOR] = b"\xff" * SECTOR
+            self._erased += SECTOR
+        self._platform.fault("write", end)
+        content[self._at : end] = data
+        self._at = end
+        return self._point()
+
+    def _point(self) -> ResumePoint:
+        offset = self._at // 1024 * 1024
+        return ResumePoint(offset, hashlib.sha256(bytes(self._content()[:offset])).digest())
+
+    def broken(self) -> ResumePoint | None:
+        return self._point()
+
+    def finish(self) -> None:
+        data = bytes(self._content()[: self._at])
+        sound = image_is_sound(bytes(self._content()))
+        if self._md5 is not None and hashlib.md5(data, usedforsecurity=False).digest() != self._md5:
+            sound = False
+        if self._action.size and self._action.size != self._at:
+            sound = False
+        if not sound:
+            raise InstallFailure(Stage.VALIDATE, EspErr.OTA_VALIDATE_FAILED)
+        self._platform.activate(self._slot, self._rollback)

@@ -1,0 +1,687 @@
+"""The world a trace was recorded in, in virtual time: clock, MQTT, store, flash, HTTPS, the application - and the real
+`Workflow` in the middle of it.
+
+Time jumps from one thing that is due to the next. A step of the trace is over when nothing it set going is still
+at work (a download, a waiting callback), as in the recordings. A restart or a loss of power unwinds whatever is
+going on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import itertools
+import re
+from collections import deque
+from collections.abc import Callable, Generator
+from functools import partial
+from typing import Any
+
+from rmaker_ota.esp_err import EspErr, esp_err_name
+from rmaker_ota.rainmaker.timezone import load_timezone, local_minute
+from rmaker_ota.rainmaker.types import COMMON_EVENT_BASE, CommonEvent, DiagStatus, OtaEvent, OtaStatus, OtaType
+from rmaker_ota.rainmaker.workflow import (
+    AcceptHeader,
+    Action,
+    ApiReturn,
+    AttemptCheckpoint,
+    AttemptFailed,
+    AttemptFinished,
+    AttemptHeader,
+    AttemptProgress,
+    AttemptReceived,
+    BootFacts,
+    CallbackQueued,
+    CallbackReturned,
+    CallDefaultCallback,
+    CallDiagnostics,
+    CallFetch,
+    CallFetchWithDelay,
+    CallMarkInvalid,
+    CallMarkValid,
+    CallReportStatus,
+    Connected,
+    DiagnosticsReturned,
+    Disconnected,
+    Enable,
+    EnableConfig,
+    FetchScheduled,
+    ImageDescription,
+    Input,
+    Log,
+    MarkInvalid,
+    MarkValid,
+    MessageReceived,
+    NodeInfo,
+    NodeInfoChanged,
+    Now,
+    OtaOptions,
+    PostEvent,
+    PubAck,
+    Publish,
+    PublishResult,
+    QueueCallback,
+    RefuseHeader,
+    Restart,
+    Stage,
+    StartAttempt,
+    Started,
+    StartTimer,
+    StopTimer,
+    StoreErase,
+    StoreSet,
+    Subscribe,
+    TargetResult,
+    TimerFired,
+    TimerKind,
+    Unsubscribe,
+    Workflow,
+)
+from tests.conformance.http_twin import Client, HttpFailure, PowerCut, Server
+from tests.conformance.observe import TIMERS, Observation, parse_payload, stored_value
+from tests.conformance.platforms import InstallFailure, Platform, Running
+from tests.conformance.trace import Trace, UnknownInput
+
+Json = dict[str, Any]
+ACK_S = 0.1
+NAMESPACE = "rmaker_ota"
+LONGEST_S = 400 * 86400.0  # of virtual time for one step; longer means that something runs in circles
+
+_MD5 = re.compile(r"[0-9a-fA-F]{32}")
+
+
+class Reboot(Exception):
+    """The node restarts, whatever is going on."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class _Sleep:
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+
+class _Call:
+    """An API call: made with its number, over when it returns."""
+
+    def __init__(self, api: str, make: Callable[[int], Input]) -> None:
+        self.api = api
+        self.make = make
+
+
+Task = Generator[_Sleep | _Call, int | None, None]
+
+
+def _default_callback(query: QueueCallback, call: int) -> Input:
+    return CallDefaultCallback(call, query.handle, query.data)
+
+
+def options_of(config: Json) -> OtaOptions:
+    """The options a recording was made with."""
+    if config["protocol"] != "https":
+        raise UnknownInput(f"protocol {config['protocol']}")
+    return OtaOptions(
+        ota_autofetch=config["autofetch"],
+        ota_autofetch_period_hours=config["autofetch_period_hours"],
+        ota_skip_version_check=config["skip_version_check"],
+        ota_skip_secure_version_check=config["skip_secure_version_check"],
+        ota_skip_project_name_check=config["skip_project_name_check"],
+        ota_rollback_wait_period_s=config["rollback_wait_s"],
+        ota_rollback_report_failed=config["rollback_report_failed"],
+        ota_test_rollback=config.get("test_rollback", False),
+        ota_test_rollback_count=config.get("test_rollback_count", 100),
+        ota_disable_auto_reboot=not config["auto_reboot"],
+        ota_time_support=config["time_support"],
+        ota_progress_support=config["progress_support"],
+        ota_progress_interval_pct=config.get("progress_interval", 10),
+        ota_max_retries=config["max_retries"],
+        ota_retry_delay_minutes=config["retry_delay_minutes"],
+        http_ota_resumption=config["http_resumption"],
+        http_rx_buffer_size=config["http_rx_buffer_size"],
+        use_cert_bundle=config["cert_bundle"],
+        rollback_enable=config["rollback_enable"],
+        mqtt_use_basic_ingest=config["basic_ingest"],
+        strict=True,
+    )
+
+
+class World:
+    """Replays one trace. After `run`: ``seen``, ``final``, and ``notes`` on what the HTTP twin did as the
+    reference would."""
+
+    def __init__(self, trace: Trace, platform: Callable[[Json, Callable[[str, Json], None]], Platform]) -> None:
+        self._trace = trace
+        self._inputs = trace.inputs
+        self.seen: list[Observation] = []
+        self.notes: set[str] = set()
+        self.t = 0.0
+        self._wall = float(self._inputs["clock"])
+        self._zone = load_timezone(self._inputs["timezone"])
+        self._due: list[tuple[float, int, Callable[[], None]]] = []
+        self._order = itertools.count()
+        self._boot = 0
+        self._platform = platform(self._inputs, self._record)
+        self._nvs: dict[str, dict[str, bytes | str | int]] = {
+            namespace: {key: stored_value(entry) for key, entry in entries.items()}
+            for namespace, entries in self._inputs.get("nvs", {}).items()
+        }
+        self._no_store = bool(self._inputs.get("storage_unavailable"))
+        mqtt = self._inputs.get("mqtt", {})
+        self._publish_rules = [dict(rule) for rule in mqtt.get("publish_rules", [])]
+        self._subscribe_rules = [dict(rule) for rule in mqtt.get("subscribe_rules", [])]
+        self._server = Server(
+            list(self._inputs.get("https_server") or []),
+            self._inputs.get("https_server_default") or {},
+            self._platform.contents,
+        )
+        self._checksums: dict[str, bytes] = {}
+        self._queue_full = 0
+        self._running: Running | None = None
+        self._reset_boot()
+
+    # -- Running
+
+    def run(self) -> None:
+        try:
+            self._run()
+        finally:
+            self._platform.close()
+
+    def _run(self) -> None:
+        boots = self._inputs["boots"]
+        while True:
+            self._boot += 1
+            config = self._trace.configs[min(self._boot, len(self._trace.configs)) - 1]
+            self._start(config)
+            if self._boot > len(boots):
+                return
+            try:
+                for step in boots[self._boot - 1]:
+                    self._step(step)
+                return
+            except Reboot as reboot:
+                self._record("reboot", {"reason": reboot.reason})
+
+    @property
+    def final(self) -> Json:
+        """Stored values, running slot and time at the end."""
+        running = None if self._running is None else self._running.slot
+        return {
+            "nvs": {f"{ns}/{key}": value for ns, kv in self._nvs.items() for key, value in kv.items()},
+            "running": running,
+            "t": round(self.t, 3),
+        }
+
+    def _reset_boot(self) -> None:
+        self._due.clear()
+        self._timers: dict[TimerKind, int] = {}
+        self._active = 0
+        self._connected = False
+        self._started = False
+        self._start_called = False
+        self._subscriptions: set[str] = set()
+        self._messages = 0
+        self._in_flight: dict[int, float] = {}
+        self._unacknowledged: list[tuple[int, float]] = []
+        self._calls = itertools.count(1)
+        self._call_names: dict[int, str] = {}
+        self._waiting: dict[int, Task] = {}
+        self._returned: dict[int, int] = {}
+        self._verdicts: dict[int, bool] = {}
+        self._ota_config: Json = {}
+        self._handle: int | None = None
+        self._attempting = False
+        self._stage = Stage.BEGIN
+        self._description: ImageDescription | None = None
+
+    def _start(self, config: Json) -> None:
+        self._reset_boot()
+        self._options = options_of(config)
+        self._running = self._platform.start(bool(self._inputs.get("boot_loader_rollback", config["rollback_enable"])))
+        running = self._running
+        self._record(
+            "boot", {"running": running.slot, "version": running.version, "project_name": running.project_name}
+        )
+        node = self._inputs["node"]
+        info = NodeInfo(node["node_id"], node.get("fw_version", running.version), node.get("network_id"))
+        facts = BootFacts(
+            running_slot=running.slot,
+            boot_state=running.boot_state,
+            next_slot=running.next_slot,
+            project_name=running.project_name,
+            version=running.version,
+            secure_version=self._inputs.get("device", {}).get("efuse_secure_version", 0),
+        )
+        stored = None if self._no_store else self._nvs.get(NAMESPACE, {})
+        self._workflow = Workflow(self._options, info, facts, stored)
+
+    def _record(self, kind: str, data: Json) -> None:
+        self.seen.append(Observation(round(self.t, 3), self._boot, kind, data))
+
+    # -- Time
+
+    def _now(self) -> Now:
+        unix = self._wall + self.t
+        return Now(unix, self.t, local_minute(unix, self._zone))
+
+    def _at(self, t: float, action: Callable[[], None]) -> None:
+        heapq.heappush(self._due, (round(t, 6), next(self._order), action))
+
+    def _next(self, limit: float) -> bool:
+        """Lets the next thing happen that is due by ``limit``."""
+        if not self._due or self._due[0][0] > round(limit, 6):
+            return False
+        t, _, action = heapq.heappop(self._due)
+        self.t = max(self.t, t)
+        action()
+        return True
+
+    def _advance(self, seconds: float) -> None:
+        end = self.t + seconds
+        while self._next(end):
+            pass
+        self.t = max(self.t, end)
+
+    def _settle(self) -> None:
+        """Until nothing is at work any more."""
+        limit = self.t + LONGEST_S
+        while self._active:
+            if not self._next(limit):
+                raise UnknownInput("a step does not come to an end")
+
+    # -- Steps
+
+    def _step(self, step: Json) -> None:
+        match step["do"]:
+            case "enable":
+                self._enable(step["type"], step.get("ota_config"))
+            case "start":
+                self._start_called = True
+            case "mqtt_connect":
+                self._connect()
+            case "mqtt_disconnect":
+                self._connected = False
+                self._unacknowledged += self._in_flight.items()
+                self._in_flight = {}
+                self._feed(Disconnected())
+            case "message":
+                self._message(step)
+            case "advance":
+                self._advance(step["seconds"])
+            case "set_clock":
+                self._wall = step["epoch"] - self.t
+            case "at":
+                self._at(self.t + step["seconds"], lambda: self._step(step["step"]))
+                return
+            case "api":
+                self._spawn(self._api_step(step["call"]))
+            case "reboot":
+                raise Reboot("requested")
+            case "power_cycle":
+                raise Reboot("power_loss")
+            case "work_queue_full":
+                self._queue_full += step["count"]
+            case "no_node_info":
+                self._feed(NodeInfoChanged(None))
+            case other:
+                raise UnknownInput(f"step {other}")
+        self._settle()
+
+    def _enable(self, ota_type: str | int, config: Json | None) -> None:
+        number = {"topics": OtaType.USING_TOPICS, "params": OtaType.USING_PARAMS}.get(str(ota_type), ota_type)
+        if number == OtaType.USING_PARAMS:
+            raise UnknownInput("workflow params")
+        given = None
+        if config is not None:
+            given = EnableConfig(
+                has_ota_callback=bool(config.get("ota_cb")),
+                has_diagnostics=bool(config.get("ota_diag")),
+                server_cert=config.get("server_cert"),
+                priv=config.get("priv"),
+            )
+        before = self._ota_config
+        self._ota_config = config or {}
+        call = next(self._calls)
+        self._call_names[call] = "enable"
+        self._feed(Enable(call, int(number), given))
+        self._settle()
+        if self._returned.get(call) != EspErr.OK:
+            self._ota_config = before
+
+    def _connect(self) -> None:
+        self._connected = True
+        waiting, self._unacknowledged = self._unacknowledged, []
+        for message, seconds in waiting:
+            self._acknowledge(message, seconds)
+        self._feed(Connected())
+        self._settle()
+        if self._start_called and not self._started:
+            self._started = True
+            self._feed(Started())
+
+    def _message(self, step: Json) -> None:
+        topic = step["topic"]
+        payload = bytes.fromhex(step["payload_hex"]) if "payload_hex" in step else step["payload"].encode()
+        if self._connected and topic in self._subscriptions:
+            self._feed(MessageReceived(topic, payload))
+        else:
+            self._record("undelivered", {"topic": topic})
+
+    # -- The application
+
+    def _spawn(self, task: Task) -> None:
+        self._active += 1
+        self._at(self.t, lambda: self._resume(task, None))
+
+    def _resume(self, task: Task, value: int | None) -> None:
+        try:
+            asked = task.send(value)
+        except StopIteration:
+            self._active -= 1
+            return
+        if isinstance(asked, _Sleep):
+            self._at(self.t + asked.seconds, lambda: self._resume(task, 0))
+            return
+        call = next(self._calls)
+        self._call_names[call] = asked.api
+        self._waiting[call] = task
+        self._feed(asked.make(call))
+
+    def _api(self, call: Json, own_handle: int | None) -> _Call:
+        match call["name"]:
+            case "fetch":
+                return _Call("fetch", CallFetch)
+            case "fetch_with_delay":
+                return _Call("fetch_with_delay", lambda number: CallFetchWithDelay(number, call["seconds"]))
+            case "mark_valid":
+                return _Call("mark_valid", CallMarkValid)
+            case "mark_invalid":
+                return _Call("mark_invalid", CallMarkInvalid)
+            case "enable_default":
+                return _Call("enable_default", lambda number: Enable(number, OtaType.USING_TOPICS))
+            case "report_status":
+                which = call.get("handle")
+                handle = {"last": self._handle, "own": own_handle}.get(str(which)) if which is not None else None
+                return self._report(call, handle)
+            case other:
+                raise UnknownInput(f"api call {other}")
+
+    def _report(self, report: Json, handle: int | None) -> _Call:
+        status = report["status"]
+        number = OtaStatus[status] if isinstance(status, str) else int(status)
+        return _Call("report_status", lambda call: CallReportStatus(call, handle, number, report.get("info")))
+
+    def _api_step(self, call: Json) -> Task:
+        yield self._api(call, None)
+
+    def _actions(self, callback: Json, query: QueueCallback | None) -> Generator[_Sleep | _Call, int | None, str]:
+        """An application callback's actions; returns what it returns."""
+        last: int | None = EspErr.OK
+        for action in callback.get("actions", []):
+            if "wait_seconds" in action:
+                yield _Sleep(action["wait_seconds"])
+            if "report" in action:
+                last = yield self._report(action["report"], None if query is None else query.handle)
+            if "api" in action:
+                last = yield self._api(action["api"], None if query is None else query.handle)
+            if action.get("call_default") and query is not None:
+                last = yield _Call("default_cb", partial(_default_callback, query))
+        returned = callback.get("return", "ESP_OK")
+        return esp_err_name(last or 0) if returned == "last" else str(returned)
+
+    def _ota_callback(self, query: QueueCallback) -> Task:
+        data = query.data
+        fields = ("url", "stream_id", "filesize", "fw_version", "file_md5", "metadata", "server_cert", "priv")
+        shown = {name: getattr(data, name) for name in (*fields, "ota_job_id")}
+        self._record("callback", {"which": "ota_cb", **shown})
+        returned = yield from self._actions(self._ota_config["ota_cb"], query)
+        self._record("callback_return", {"which": "ota_cb", "ret": returned})
+        self._feed(CallbackReturned(query.job))
+
+    def _diag_callback(self, query: CallDiagnostics) -> Task:
+        answer = self._ota_config["ota_diag"].get(query.state.name, "SUCCESS")
+        if isinstance(answer, str):
+            answer = {"return": answer}
+        self._record(
+            "callback",
+            {
+                "which": "ota_diag",
+                "state": query.state.name,
+                "rmaker_ota": query.rmaker_ota,
+                "priv": self._ota_config.get("priv"),
+            },
+        )
+        returned = yield from self._actions({"return": "SUCCESS", **answer}, None)
+        self._record("callback_return", {"which": "ota_diag", "ret": returned})
+        self._feed(DiagnosticsReturned(query.token, DiagStatus[returned]))
+
+    # -- The workflow's driver, as its documentation has it
+
+    def _feed(self, event: Input) -> None:
+        pending = deque(self._workflow.handle(event, self._now()))
+        while pending:
+            answer = self._perform(pending.popleft())
+            if answer is not None:
+                pending.extendleft(reversed(self._workflow.handle(answer, self._now())))
+
+    def _perform(self, action: Action) -> Input | None:
+        match action:
+            case Publish():
+                return self._publish(action)
+            case Subscribe(topic, qos):
+                accepted = self._rule(self._subscribe_rules, topic) is None
+                if accepted:
+                    self._subscriptions.add(topic)
+                self._record("subscribe", {"topic": topic, "qos": qos, "accepted": accepted})
+            case Unsubscribe(topic):
+                self._subscriptions.discard(topic)
+                self._record("unsubscribe", {"topic": topic})
+            case FetchScheduled(seconds):
+                self._record("timer", {"timer": "fetch_delay", "seconds": float(seconds)})
+            case StartTimer(kind, seconds, repeat):
+                self._start_timer(kind, seconds, repeat)
+            case StopTimer(kind):
+                self._timers.pop(kind, None)
+            case StartAttempt():
+                self._active += 1
+                self._at(self.t, lambda: self._attempt(action))
+            case AcceptHeader(attempt):
+                self._verdicts[attempt] = True
+            case RefuseHeader(attempt):
+                self._verdicts[attempt] = False
+            case QueueCallback():
+                return self._queue(action)
+            case CallDiagnostics():
+                self._spawn(self._diag_callback(action))
+            case StoreSet(key, value):
+                self._nvs.setdefault(NAMESPACE, {})[key] = value
+            case StoreErase(key):
+                self._nvs.setdefault(NAMESPACE, {}).pop(key, None)
+            case PostEvent(base, event, data):
+                names = CommonEvent if base == COMMON_EVENT_BASE else OtaEvent
+                self._record("event", {"base": base, "event": names(event).name, "data": data})
+            case MarkValid(token):
+                return TargetResult(token, self._platform.mark_valid())
+            case MarkInvalid(token):
+                return TargetResult(token, self._platform.mark_invalid())
+            case Restart():
+                raise Reboot("software")
+            case ApiReturn(call, value):
+                self._record("api_return", {"api": self._call_names[call], "ret": esp_err_name(value)})
+                self._returned[call] = value
+                task = self._waiting.pop(call, None)
+                if task is not None:
+                    self._at(self.t, lambda: self._resume(task, value))
+            case Log():
+                pass
+        return None
+
+    def _start_timer(self, kind: TimerKind, seconds: float, repeat: bool) -> None:
+        number = next(self._order)
+        self._timers[kind] = number
+        if kind in TIMERS and kind != TimerKind.FETCH:
+            self._record("timer", {"timer": TIMERS[kind], "seconds": float(seconds)})
+
+        def fire() -> None:
+            if self._timers.get(kind) != number:
+                return
+            if repeat:
+                self._at(self.t + seconds, fire)
+            else:
+                del self._timers[kind]
+            self._feed(TimerFired(kind))
+
+        self._at(self.t + seconds, fire)
+
+    def _queue(self, query: QueueCallback) -> Input:
+        if self._queue_full > 0:
+            self._queue_full -= 1
+            return CallbackQueued(query.job, False)
+        self._handle = query.handle
+        if not query.builtin:
+            self._spawn(self._ota_callback(query))
+        return CallbackQueued(query.job, True)
+
+    # -- MQTT
+
+    def _rule(self, rules: list[Json], topic: str) -> Json | None:
+        for rule in rules:
+            if topic.endswith(rule.get("topic_ends_with", "")) and rule.get("count", 1) > 0:
+                if "count" in rule:
+                    rule["count"] -= 1
+                return rule
+        return None
+
+    def _publish(self, action: Publish) -> Input:
+        rule = self._rule(self._publish_rules, action.topic) or {}
+        how = rule.get("action", "ack")
+        accepted = how != "fail"
+        self._record(
+            "publish",
+            {
+                "topic": action.topic,
+                "qos": action.qos,
+                "payload": parse_payload(action.payload),
+                "accepted": accepted,
+            },
+        )
+        if not accepted:
+            return PublishResult(action.token, False)
+        if how == "no_msg_id":
+            return PublishResult(action.token, True)
+        self._messages += 1
+        message = self._messages
+        if how == "ack_before_return":
+            self._feed(PubAck(message))
+        elif how != "no_puback":
+            self._acknowledge(message, rule.get("ms", 100) / 1000 if how == "delay" else ACK_S)
+        return PublishResult(action.token, True, message)
+
+    def _acknowledge(self, message: int, seconds: float) -> None:
+        """The acknowledgement arrives after so much time; when the connection is lost, so much after the next one."""
+        if not self._connected:
+            self._unacknowledged.append((message, seconds))
+            return
+        due = self.t + seconds
+
+        def arrive() -> None:
+            if message in self._in_flight and abs(due - self.t) < 1e-3:
+                del self._in_flight[message]
+                self._feed(PubAck(message))
+
+        self._in_flight[message] = seconds
+        self._at(due, arrive)
+
+    # -- Downloads
+
+    def _checksum(self, label: str | None, image: bytes) -> bytes | None:
+        """The real MD5 behind a checksum of the trace, which is a mere label: that of the first file it came with."""
+        if label is None or not _MD5.fullmatch(label):
+            return None if label is None else b""
+        digest = hashlib.md5(image, usedforsecurity=False).digest()
+        return self._checksums.setdefault(label.lower(), digest)
+
+    def _attempt(self, action: StartAttempt) -> None:
+        if self._attempting:
+            raise AssertionError("two attempts at once")
+        self._attempting = True
+        steps = self._download(action)
+
+        def go() -> None:
+            try:
+                wait = next(steps)
+                while wait <= 0:
+                    wait = next(steps)
+            except StopIteration:
+                self._active -= 1
+                return
+            except PowerCut:
+                raise Reboot("power_loss") from None
+            self._at(self.t + wait, go)
+
+        go()
+
+    def _download(self, action: StartAttempt) -> Generator[float, None, None]:
+        verify = "certificate bundle" if action.server_cert is None else f"server_cert:{action.server_cert}"
+        client = Client(self._server, self._record, verify=verify, allow_http=action.allow_http)
+        number = action.attempt
+        failure: AttemptFailed | None = None
+        try:
+            yield from self._install(action, client)
+        except HttpFailure as error:
+            stage = self._stage
+            failure = AttemptFailed(number, stage, error.esp_err, error.errno, answered=error.answered)
+        except InstallFailure as error:
+            failure = error.event(number)
+        self.notes |= client.peculiarities
+        self._attempting = False
+        if failure is not None:
+            self._feed(failure)
+        else:
+            version = None if self._description is None else self._description.version
+            self._feed(AttemptFinished(number, None, version))
+
+    def _install(self, action: StartAttempt, client: Client) -> Generator[float, None, None]:
+        number = action.attempt
+        self._stage = Stage.BEGIN
+        body = yield from client.open(action.url, None if action.resume is None else action.resume.offset)
+        self._stage = Stage.DESCRIPTION
+        image = self._server.contents(body.behaviour.get("image", "new"))
+        installation = self._platform.install(
+            action, self._checksum(action.md5, image), rollback=self._options.rollback_enable
+        )
+        first = b""
+        if body.offset == 0:
+            while len(first) < action.header_size:
+                piece = yield from body.read(action.header_size - len(first))
+                if not piece:
+                    break
+                first += piece
+        self._description = installation.header(first, body.offset)
+        self._feed(AttemptHeader(number, self._description, body.offset))
+        if not self._verdicts.get(number, False):
+            raise InstallFailure(Stage.TRANSFER)
+        self._stage = Stage.TRANSFER
+        installation.accept()
+        done = body.offset
+        piece = first
+        try:
+            while True:
+                if piece:
+                    done += len(piece)
+                    point = installation.write(piece)
+                    if point is not None and action.keep_position:
+                        self._feed(AttemptCheckpoint(number, point))
+                    self._feed(AttemptProgress(number, done))
+                piece = yield from body.read(self._options.http_rx_buffer_size)
+                if not piece:
+                    break
+        except HttpFailure:
+            point = installation.broken()
+            if point is not None and action.keep_position:
+                self._feed(AttemptCheckpoint(number, point))
+            raise
+        self._feed(AttemptReceived(number))
+        installation.finish()
