@@ -258,8 +258,8 @@ def test_hostile_payloads_are_dropped_with_a_log_line(
     job = create(cloud, mode=JobMode.ON_FETCH)
     with caplog.at_level("WARNING", "rmaker_ota.cloud.jobs"):
         assert cloud.jobs.on_status("N1", payload) is None
-    assert len(caplog.records) == 1
-    assert len(caplog.text) < 400
+    [record] = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert len(record.getMessage()) < 200
     if payload != HOSTILE["no job id"]:
         assert not cloud.jobs.on_fetch("N1", payload)
     if payload not in (HOSTILE["one megabyte"], HOSTILE["no job id"]):

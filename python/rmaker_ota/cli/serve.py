@@ -43,9 +43,9 @@ def command(ctx: click.Context, config_path: Path, verbose: bool, as_json: bool)
     from rmaker_ota.cloud.config import load_config
     from rmaker_ota.cloud.service import CloudService, serve
 
+    config = load_config(config_path)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("rmaker_ota").setLevel(logging.DEBUG if verbose else logging.INFO)
-    config = load_config(config_path)
 
     def listening(service: CloudService) -> None:
         if as_json:

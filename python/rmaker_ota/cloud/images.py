@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import struct
 import tempfile
 import time
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from rmaker_ota.cloud.store import Image, Store
-from rmaker_ota.errors import ArgumentError, NotFoundError
+from rmaker_ota.errors import ArgumentError, DataError, ImageError, NotFoundError, UnsupportedError
 from rmaker_ota.targets.base import AppDescription
 
 CHUNK = 1 << 20  # bytes read and hashed at a time
@@ -25,25 +24,13 @@ UNFINISHED = ".import-"
 
 
 def describe_head(head: bytes) -> AppDescription | None:
-    """The app descriptor in the first 288 bytes of an image, or None when it is not an ESP app image.
+    """The app descriptor in the first 288 bytes of an image, or None when it is not an ESP app image."""
+    from rmaker_ota.inspect import app_description  # brings the C engine, which nothing else here needs
 
-    Source: ESP-IDF esp_app_format.h (header, magic 0xE9), esp_app_desc.h (magic 0xABCD5432 at offset 32).
-    """
-    if len(head) < HEAD_SIZE or head[0] != 0xE9:
+    try:
+        return app_description(head)
+    except (ImageError, DataError, UnsupportedError):
         return None
-    magic, secure_version = struct.unpack_from("<II", head, 32)
-    if magic != 0xABCD5432:
-        return None
-
-    def text(offset: int, size: int) -> str:
-        return head[offset : offset + size].split(b"\0", 1)[0].decode("utf-8", "replace")
-
-    return AppDescription(
-        version=text(48, 32),
-        project_name=text(80, 32),
-        secure_version=secure_version,
-        chip_id=int.from_bytes(head[12:14], "little"),
-    )
 
 
 class ImageStore:
