@@ -5,7 +5,7 @@ first word that is no ``.c`` file; the others end with their line, and may come 
 
     /* sources: esp/esp_image.c base/bytes.c */     files of src/csrc, of tests/csrc, or paths from the project's root
     /* libs: zlib libcrypto */                      names of pkg-config
-    /* corpus: images/*.bin */                      of fuzz entries: what they start from, under tests/data
+    /* corpus: images/?*.bin */                     of fuzz entries: what they start from, under tests/data
 
 Objects and programs are kept under ``build/ctest``, named by the SHA-256 of what they are made from (compiler, flags,
 preprocessed text), so that tests share objects and a second run compiles nothing.
