@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from rmaker_ota.errors import (
     ArgumentError,
@@ -713,7 +714,7 @@ def test_a_given_ca_is_the_only_one_trusted(tmp_path: Path) -> None:
         ca_file.write_bytes(server.ca_pem)
         assert make(server, ca_pem=None, ca_file=ca_file).open().size == SIZE
         assert open_error(make(server, ca_pem=None)).device_code == 20  # the system's do not know it
-        stranger = sim.trustme.CA().cert_pem.bytes()
+        stranger = trustme.CA().cert_pem.bytes()
         assert open_error(make(server, ca_pem=stranger, ca_file=ca_file)).device_code == 20  # the text goes first
 
 

@@ -46,12 +46,12 @@ static ota_status file_open(ota_source *source, uint64_t offset, ota_source_info
     if (self->is_open) {
         return ota_error_set(error, OTA_ERR_STATE, OTA_STAGE_SOURCE, 0, 0, "the source is open already");
     }
+    if (is_cancelled(self)) {
+        return ota_source_cancelled(error, offset);
+    }
     if (self->consumed) {
         return ota_error_set(error, OTA_ERR_STATE, OTA_STAGE_SOURCE, 0, 0,
                              "a stream that was read cannot be opened again");
-    }
-    if (is_cancelled(self)) {
-        return ota_source_cancelled(error, offset);
     }
     self->position = 0;
     memset(&self->kept, 0, sizeof self->kept);

@@ -135,9 +135,9 @@ typedef struct http_source {
     uint64_t arrivals; /* counts everything that came from the server: proof of life */
     ota_rate rate;
 
-    /* waiting */
-    bool waiting;
-    uint64_t quiet_since_ms, seen_arrivals;
+    /* waiting: a stall is counted from where a wait first found nothing new, so a reader that is elsewhere does not count */
+    uint64_t quiet_since_ms;
+    uint64_t seen_arrivals; /* what had come by then */
     atomic_bool cancelled;
     pthread_mutex_t lock; /* guards nothing but the condition: a limited reader sleeps on it */
     pthread_cond_t cancel;
@@ -426,8 +426,7 @@ static ota_status check_deadline(http_source *self, uint64_t now, ota_error *err
 /* Waits until the socket, a timer of curl's, a time-out of ours or `cancel` has something to say. */
 static ota_status wait(http_source *self, ota_error *error) {
     uint64_t now = now_ms();
-    if (!self->waiting || self->arrivals != self->seen_arrivals) {
-        self->waiting = true;
+    if (self->arrivals != self->seen_arrivals) {
         self->seen_arrivals = self->arrivals;
         self->quiet_since_ms = now;
     }
@@ -490,7 +489,8 @@ static bool has_scheme(CURLU *url, const char *scheme) {
 /* Asks self->target for the bytes from `offset` on and returns once the header of an answer is there. */
 static ota_status request(http_source *self, uint64_t offset, ota_error *error) {
     end_request(self);
-    self->sent = self->finished = self->wanted = self->goodbye = self->waiting = false;
+    self->sent = self->finished = self->wanted = self->goodbye = false;
+    self->arrivals++;
     self->secure = has_scheme(self->target, "https");
     self->drained = 0;
     self->reason[0] = '\0';
@@ -831,7 +831,6 @@ static ota_status http_read(ota_source *source, void *buf, size_t capacity, size
         self->buf = buf;
         self->capacity = capacity;
         self->len = 0;
-        self->waiting = false;
         status = fill(self, error);
         *len = self->len;
         self->buf = NULL;
