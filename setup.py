@@ -46,7 +46,7 @@ def require_libraries() -> None:
     if missing:
         sys.exit(
             "rmaker-ota: system libraries are missing; install them with\n\n"
-            f"    sudo apt-get install -y {' '.join(missing)}\n"
+            f"    sudo apt-get install -y {' '.join(dict.fromkeys(missing))}\n"
         )
 
 

@@ -85,7 +85,7 @@ def test_the_list_of_packages_is_well_formed() -> None:
         assert kind in {"command", "library", "python", "file"}
         assert package
         assert what
-    assert len({row[1] for row in rows()}) == len(rows())
+    assert len({tuple(row[2:]) for row in rows()}) == len(rows())
 
 
 def test_the_source_archive_holds_all_that_a_build_and_its_tests_need(tmp_path: Path) -> None:

@@ -538,10 +538,10 @@ class HttpsServer:
             self._sockets.add(wrapped)
         try:
             wrapped.do_handshake()
-        except OSError:
+            peer: Any = wrapped.getpeercert() or {}
+        except (OSError, ValueError, AttributeError):  # the last two: the client is gone, `drop` closed it meanwhile
             self.drop(wrapped)
             return None
-        peer: Any = wrapped.getpeercert() or {}
         names = [value for part in peer.get("subject", ()) for key, value in part if key == "commonName"]
         with self._changed:
             self.client_subjects.append(names[0] if names else "")
