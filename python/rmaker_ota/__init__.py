@@ -292,8 +292,8 @@ def __getattr__(name: str) -> Any:
     if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(module), name)
-    globals()[name] = value
-    return value
+    # `install` is a function and a module of that name, which the import has just put here and which can be called.
+    return globals().setdefault(name, value)
 
 
 def __dir__() -> list[str]:

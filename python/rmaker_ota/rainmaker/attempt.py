@@ -63,10 +63,8 @@ class Callbacks:
     on_checkpoint: Callable[[SlotResumePoint], None] | None
 
 
-# Makes an installation: what to do, into which slot of which target, where to go on.
-InstallationFactory = Callable[
-    [StartAttempt, "Target", "Slot", "SlotResumePoint | None", "OtaSection", Callbacks], Installation
-]
+# Makes an installation: what to do, into which slot of which target.
+InstallationFactory = Callable[[StartAttempt, "Target", "Slot", "OtaSection", Callbacks], Installation]
 
 
 class Refused(Exception):
@@ -80,9 +78,7 @@ class Attempt:
         action: what to do.
         target: where to.
         options: of download and installation.
-        resume: the position to go on from, with the digest of what is on the slot; None: from the start.
         post: takes what happens; called on the attempt's thread.
-        keep: takes each position with its digest before `post` hears of it.
         make: makes the installation; None: the real one.
     """
 
@@ -91,9 +87,7 @@ class Attempt:
         action: StartAttempt,
         target: Target,
         options: OtaSection,
-        resume: SlotResumePoint | None,
         post: Callable[[Input], object],
-        keep: Callable[[SlotResumePoint], None],
         *,
         make: InstallationFactory | None = None,
         ended: Callable[[], None] = lambda: None,
@@ -101,9 +95,7 @@ class Attempt:
         self._action = action
         self._target = target
         self._options = options
-        self._resume = resume
         self._post = post
-        self._keep = keep
         self._make = make or make_installation
         self._ended = ended
         self._lock = threading.Lock()
@@ -170,7 +162,6 @@ class Attempt:
             self._action,
             self._target,
             slot,
-            self._resume,
             self._options,
             Callbacks(
                 header_gate=lambda header: self._gate(header, slot.name),
@@ -209,8 +200,7 @@ class Attempt:
             self._post(AttemptProgress(self._action.attempt, progress.bytes_read))
 
     def _checkpoint(self, point: SlotResumePoint) -> None:
-        self._keep(point)
-        self._post(AttemptCheckpoint(self._action.attempt, ResumePoint(point.offset, point.entity_tag)))
+        self._post(AttemptCheckpoint(self._action.attempt, ResumePoint(point.offset, point.sha256, point.entity_tag)))
 
     def _failure(self, error: Exception) -> AttemptFailed:
         number = self._action.attempt
@@ -263,15 +253,16 @@ def make_installation(
     action: StartAttempt,
     target: Target,
     slot: Slot,
-    resume: SlotResumePoint | None,
     options: OtaSection,
     callbacks: Callbacks,
 ) -> Installation:
     """The real installation: HTTPS through the engine into the target."""
     from rmaker_ota.install import HttpOptions, Installer, InstallOptions  # the engine: loaded with the first job
+    from rmaker_ota.install import ResumePoint as SlotResumePoint
 
     if "://" not in action.url:
         raise ArgumentError("the URL of the image has no scheme", status="ERR_HTTP_URL", stage="source")
+    kept = action.resume
     return Installer(
         action.url,
         target,
@@ -285,7 +276,7 @@ def make_installation(
             progress_interval_s=0.25,
             checkpoint_bytes=options.ota_checkpoint_kib * 1024,
             checkpoint_s=options.ota_checkpoint_s,
-            resume=resume,
+            resume=None if kept is None else SlotResumePoint(kept.offset, kept.sha256, kept.entity_tag),
         ),
         http=HttpOptions(
             ca_pem=action.server_cert,

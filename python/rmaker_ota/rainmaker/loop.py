@@ -76,10 +76,6 @@ class VirtualClock:
     def attach(self, loop: Loop) -> None:
         self._loops.append(loop)
 
-    def detach(self, loop: Loop) -> None:
-        if loop in self._loops:
-            self._loops.remove(loop)
-
     def advance(self, seconds: float) -> None:
         """Moves time on, and returns when everything due has been done.
 
@@ -157,8 +153,6 @@ class Loop:
             self._thread.join(timeout_s)
             if self._thread.is_alive():
                 log.error("the node's thread does not end: it waits for something")
-        if isinstance(self._clock, VirtualClock):
-            self._clock.detach(self)
 
     def is_current(self) -> bool:
         """Whether the caller is the loop's thread."""
@@ -182,7 +176,7 @@ class Loop:
         """
         deadline = time.monotonic() + timeout_s
         with self._changed:
-            while self._started and not self._stopping and (self._busy > 0 or self._is_due()):
+            while self._started and (self._busy > 0 or self._is_due()):
                 if not self._changed.wait(deadline - time.monotonic()):
                     raise TimeoutError(f"node is still busy after {timeout_s} s")
 

@@ -18,7 +18,6 @@ import enum
 import itertools
 import logging
 import os
-import re
 import subprocess
 import sys
 import threading
@@ -53,12 +52,10 @@ from rmaker_ota.rainmaker.worker import Worker
 
 if TYPE_CHECKING:
     from rmaker_ota.install import Progress
-    from rmaker_ota.install import ResumePoint as SlotResumePoint
     from rmaker_ota.targets.base import Target
 
 log = logging.getLogger(__name__)
 
-KEY_RESUME_DIGEST = "ota_resume_sha256"  # str "OFFSET:HEX": digest of what is on the slot up to a kept position
 MAX_MESSAGES_WAITING = 64  # received and not looked at; more are dropped
 CONFIG_RETRY_S = 60.0  # after a node configuration that could not be published
 COMMAND_RETRY_S = 60.0  # after a restart command that failed
@@ -187,7 +184,6 @@ class Node:
         self._is_down = False
         self._down = threading.Event()  # all that belongs to it has been given back
         self._attempt: Attempt | None = None
-        self._kept: SlotResumePoint | None = None  # of the checkpoint being handled
         self._calls: dict[int, _Call] = {}
         self._calls_lock = threading.Lock()
         self._numbers = itertools.count(1)
@@ -197,7 +193,7 @@ class Node:
         self._is_started = False  # RMAKER_EVENT/STARTED was posted
 
         # The state first: a second node on the same file must not restart this one's target.
-        self._store = state if isinstance(state, Store) else SqliteStore(config.state.path)
+        self._store = state if isinstance(state, Store) else SqliteStore(config.state.path if state is None else state)
         try:
             self._target = _open_target(config) if target is None or isinstance(target, str) else target
             try:
@@ -234,12 +230,16 @@ class Node:
     def start(self) -> None:
         """Connects, and returns. Enable OTA before: see `rmaker_ota.Ota`.
 
+        A node that has ended already, as by a rollback while OTA was enabled, stays ended: see `run`.
+
         Raises:
             ConfigError: the MQTT credentials cannot be used.
-            StateError: the node was started or stopped before.
+            StateError: the node is started already.
         """
         with self._lifecycle:
-            if self._mqtt_started or self._is_down:
+            if self._is_down:
+                return
+            if self._mqtt_started:
                 raise StateError("a node starts once")
             self._mqtt_started = True
         self._post_event(RMAKER_EVENT_BASE, RmakerEvent.INIT_DONE)
@@ -251,7 +251,7 @@ class Node:
         Raises:
             OtaError: what ended it, or kept it from starting.
         """
-        if not self._mqtt_started and not self._is_down:
+        if not self._mqtt_started:
             self.start()
         self._ended.wait()
         if self._failure is not None:
@@ -427,32 +427,19 @@ class Node:
             case _ReportConfig():
                 if not self._is_started and self._transport.is_connected:
                     self._report_config()
-            case rules.AttemptCheckpoint(_, point):
-                kept = self._kept
-                extra: dict[str, Value | None] = {}
-                if kept is not None and kept.offset == point.offset:
-                    extra[KEY_RESUME_DIGEST] = f"{kept.offset}:{kept.sha256.hex()}"
-                self._feed(item, extra)
             case _:
                 self._feed(item)  # type: ignore[arg-type]
 
-    def _feed(self, event: rules.Input, extra: dict[str, Value | None] | None = None) -> None:
-        """Gives the workflow an input and performs what it says.
-
-        ``extra`` goes into the state file together with the first values that are written.
-        """
+    def _feed(self, event: rules.Input) -> None:
+        """Gives the workflow an input and performs what it says."""
         pending = deque(self._workflow.handle(event, self._now()))
         while pending and not self._is_down:
-            changes: dict[str, Value | None] = {}
+            changes: dict[str, Value | None] = {}  # values written one after the other become durable together
             while pending and isinstance(pending[0], (rules.StoreSet, rules.StoreErase)):
                 action = pending.popleft()
                 assert isinstance(action, (rules.StoreSet, rules.StoreErase))
                 changes[action.key] = action.value if isinstance(action, rules.StoreSet) else None
             if changes:
-                if rules.KEY_WRITTEN in changes and changes[rules.KEY_WRITTEN] is None:
-                    changes[KEY_RESUME_DIGEST] = None
-                changes.update(extra or {})
-                extra = None
                 self._update_store(changes)
                 continue
             answer = self._perform(pending.popleft())
@@ -576,32 +563,12 @@ class Node:
             action,
             self._target,
             self.config.ota,
-            self._find_resume(action.resume),
             self._loop.post,
-            self._keep_position,
             make=self._make_installation,
             ended=self._loop.end,
         )
         self._attempt = attempt
         attempt.start()
-
-    def _find_resume(self, wanted: rules.ResumePoint | None) -> SlotResumePoint | None:
-        """The kept digest of what a resume begins behind. Without it the slot cannot be trusted: from the start."""
-        if wanted is None:
-            return None
-        from rmaker_ota.install import ResumePoint
-
-        try:
-            found = re.fullmatch(r"(\d+):([0-9a-f]{64})", str(self._store.get(KEY_RESUME_DIGEST)))
-        except OtaError as error:
-            log.error("%s", error)
-            return None
-        if found is None or int(found[1]) != wanted.offset:
-            return None
-        return ResumePoint(wanted.offset, bytes.fromhex(found[2]), wanted.entity_tag)
-
-    def _keep_position(self, point: SlotResumePoint) -> None:
-        self._kept = point  # on the attempt's thread, before the loop hears of it
 
     def _decide(self, number: int, refusal: str | None) -> None:
         if self._attempt is not None and self._attempt.number == number:
