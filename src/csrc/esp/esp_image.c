@@ -640,12 +640,13 @@ static size_t step(ota_esp_image_check *check, const uint8_t *data, size_t len) 
         }
         break;
     case OTA_ESP_IMAGE_STATE_COMPLETE:
-        check->offset += len;
-        check->bytes_after += len;
         if (!check->rules.bytes_after_allowed) {
             ota_error_set(&check->error, OTA_ERR_SIZE, OTA_STAGE_VERIFY, check->image_size, 0,
                           "bytes follow the end of the image at %llu", (unsigned long long)check->image_size);
+            break;
         }
+        check->offset += len;
+        check->bytes_after += len;
         break;
     case OTA_ESP_IMAGE_STATE_FAILED:
         break;

@@ -458,32 +458,69 @@ static ota_status seq_exhausted(ota_error *error) {
                          "the sequence numbers of otadata are used up: erase it");
 }
 
-/* A dead entry of the running slot, right CRC, that somebody marked INVALID. */
-static bool was_marked_invalid(const ota_esp_otadata_entry entries[2], uint32_t slot_count, int slot) {
+/* ERR_STATE when the running image was marked invalid and a restart would leave it: nothing is installed until then. Where it
+ * runs all the same, because nothing else does, it is what an update has to go back to. */
+static ota_status check_not_given_up(const ota_esp_otadata_entry entries[2], const ota_esp_boot_config *config,
+                                     int running, ota_error *error) {
     for (int i = 0; i < 2; i++) {
         if (ota_esp_otadata_crc_ok(&entries[i]) && entries[i].state == OTA_ESP_STATE_INVALID &&
-            ota_esp_otadata_slot(&entries[i], slot_count) == slot) {
-            return true;
+            ota_esp_otadata_slot(&entries[i], config->slot_count) == running) {
+            ota_esp_boot_decision decision;
+            ota_status status = ota_esp_boot_decide(entries, config, &decision, error);
+            if (status < 0) {
+                return status;
+            }
+            if (decision.slot != running) {
+                return ota_error_set(error, OTA_ERR_STATE, OTA_STAGE_TARGET, 0, 0,
+                                     "the image running in %s was marked invalid: restart first",
+                                     ota_esp_slot_name(running));
+            }
         }
     }
-    return false;
+    return OTA_OK;
+}
+
+/* The sector an entry for the running slot goes to: one that can be lost without another image booting, if there is one;
+ * else not that of the active entry. */
+static ota_status choose_sector(const ota_esp_otadata_entry entries[2], const ota_esp_boot_config *config, int running,
+                                int *sector, ota_error *error) {
+    const int preferred = ota_esp_otadata_active(entries) == 0 ? 1 : 0;
+    for (int i = 0; i < 2; i++) {
+        ota_esp_otadata_entry without[2] = {entries[0], entries[1]};
+        ota_esp_boot_decision decision;
+        *sector = i == 0 ? preferred : 1 - preferred;
+        memset(&without[*sector], 0xFF, sizeof without[0]);
+        ota_status status = ota_esp_boot_decide(without, config, &decision, error);
+        if (status < 0 || decision.slot == running) {
+            return status;
+        }
+    }
+    *sector = preferred;
+    return OTA_OK;
 }
 
 /* Sees to it that the running OTA slot has a live entry, because nothing else leads back to it for sure (trap: a NEW entry in
- * slot 0 alone boots slot 0 for ever). `entries` is brought up to date. `*sector`: where it lies, -1 where it was left out:
- * the slot was marked invalid and the factory app is the way back. */
+ * slot 0 alone boots slot 0 for ever). `entries` is brought up to date; the entry lies in `*sector`. */
 static ota_status ensure_running_entry(ota_esp_otadata_entry entries[2], const ota_esp_boot_config *config, int running,
                                        ota_esp_plan *plan, int *sector, ota_error *error) {
     *sector = entry_of(entries, config->slot_count, running);
-    if (*sector >= 0 || (config->has_factory && was_marked_invalid(entries, config->slot_count, running))) {
+    if (*sector >= 0) {
         return OTA_OK;
     }
-    int active = ota_esp_otadata_active(entries);
-    uint32_t seq = active < 0 ? (uint32_t)running + 1 : seq_above(entries[active].seq, running, config->slot_count);
+    ota_status status = check_not_given_up(entries, config, running, error);
+    if (status < 0) {
+        return status;
+    }
+    status = choose_sector(entries, config, running, sector, error);
+    if (status < 0) {
+        return status;
+    }
+    const ota_esp_otadata_entry *other = &entries[1 - *sector];
+    uint32_t seq =
+        ota_esp_otadata_live(other) ? seq_above(other->seq, running, config->slot_count) : (uint32_t)running + 1;
     if (seq == 0) {
         return seq_exhausted(error);
     }
-    *sector = active < 0 ? 0 : 1 - active;
     entries[*sector] = ota_esp_otadata_entry_make(seq, OTA_ESP_STATE_VALID);
     plan_write(plan, *sector, &entries[*sector]);
     return OTA_OK;
@@ -540,7 +577,10 @@ ota_status ota_esp_plan_begin(const ota_esp_otadata_entry before[2], const ota_e
             return status;
         }
     }
-    for (int sector = 0; sector < 2; sector++) {
+    /* The active one last: until it goes, what it leads to is what runs now. */
+    const int first = ota_esp_otadata_active(entries) == 0 ? 1 : 0;
+    for (int i = 0; i < 2; i++) {
+        int sector = i == 0 ? first : 1 - first;
         if (in_the_way(entries, config, sector, kept, running, slot)) {
             memset(&entries[sector], 0xFF, sizeof entries[sector]);
             plan_erase(plan, sector);

@@ -175,7 +175,8 @@ ota_status ota_esp_slot_state(const ota_esp_otadata_entry entries[2], uint32_t s
 
 /* Before the first byte of `slot` is erased: afterwards the running slot boots, by an entry of its own where it is an OTA
  * slot, and no entry makes another one boot. `running` NONE (not known): only a live entry for `slot` goes. ERR_SLOT_RUNNING;
- * ERR_PENDING_VERIFY (rollback: the running image is not confirmed yet); ERR_ARGUMENT: not an OTA slot.
+ * ERR_PENDING_VERIFY (rollback: the running image is not confirmed yet); ERR_STATE (the running image was marked invalid and
+ * a restart would leave it); ERR_ARGUMENT: not an OTA slot.
  *
  * Firmware (rollback builds since IDF 5.5) drops the inactive entry; so does this. More than firmware: where the active entry
  * names a slot that did not boot, or the running slot has no live entry, the entry of the running slot is written first, so
@@ -189,8 +190,8 @@ ota_status ota_esp_plan_begin(const ota_esp_otadata_entry entries[2], const ota_
  *   - A slot that is active but not running: its entry is rewritten in place, or left alone when it says so already.
  *   - The running slot while another one is chosen: that choice is taken back, the running slot keeps its state.
  *   - Factory: both entries are erased, the active one last.
- * ERR_ARGUMENT: no such slot, or test; ERR_NOT_FOUND: no otadata; ERR_SECURE_VERSION by the probe's facts (firmware would
- * erase the slot as well, this does not). */
+ * ERR_ARGUMENT: no such slot, or test; ERR_NOT_FOUND: no otadata; ERR_STATE as above; ERR_SECURE_VERSION by the probe's facts
+ * (firmware would erase the slot as well, this does not). */
 ota_status ota_esp_plan_set_boot(const ota_esp_otadata_entry entries[2], const ota_esp_boot_config *config, int running,
                                  int slot, ota_esp_plan *plan, ota_error *error);
 

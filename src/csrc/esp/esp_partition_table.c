@@ -652,7 +652,7 @@ static ota_status read_line(csv_reader *reader, const char *raw) {
         fields[i] = trim(rest);
         rest = comma;
     }
-    if (rest != NULL && *trim(rest) != '\0') {
+    if (rest != NULL && rest[strspn(rest, ", \t")] != '\0') {
         return table_error(reader->error, reader->line_offset, "line %u: more than %d fields", reader->line,
                            FIELD_COUNT);
     }
