@@ -30,6 +30,7 @@ class Comparison:
     reference: list[Observation]
     replay: list[Observation]
     differences: list[Difference] = field(default_factory=list)
+    last_common: int = -1  # index in the replay of the last thing, timers apart, that both did
 
 
 def compare(reference: list[Observation], replay: list[Observation]) -> Comparison:
@@ -41,6 +42,8 @@ def compare(reference: list[Observation], replay: list[Observation]) -> Comparis
             None, [seen.key for _, seen in theirs], [seen.key for _, seen in ours], autojunk=False
         )
         for tag, i1, i2, j1, j2 in matcher.get_opcodes():
+            if tag == "equal" and not timers:
+                result.last_common = ours[j2 - 1][0]
             if tag != "equal":
                 result.differences += [Difference("missing", i, seen) for i, seen in theirs[i1:i2]]
                 result.differences += [Difference("extra", j, seen) for j, seen in ours[j1:j2]]

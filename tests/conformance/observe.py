@@ -9,7 +9,8 @@ An observation is a moment, the number of the boot, a kind and its data:
     api_return   api, ret                        timer         timer, seconds
     http_connect tls, host, port, result, verify http_request  method, path, range
     slot_state   slot, state                     reboot        reason
-    boot         running, version, project_name
+    boot         running, version, project_name    stored        key, value (at the end)
+    running      slot (at the end)                end           t
 
 Left out: read sizes, order and number of storage writes, records of the original platform.
 """
@@ -22,6 +23,9 @@ from dataclasses import dataclass
 from typing import Any
 
 Json = dict[str, Any]
+
+# Stored by this project beside what the reference stores (Q16, Q24, Q35).
+OWN_KEYS = {"rmaker_ota/ota_result", "rmaker_ota/ota_position", "rmaker_ota/ota_target"}
 
 TIMERS = {
     "fetch": "fetch_delay",
@@ -38,6 +42,8 @@ class Observation:
     boot: int
     kind: str
     data: Json
+    step: int = 0  # how many steps of this boot had begun; not compared
+    record: int = -1  # index in the recorded trace; -1: seen in the replay; not compared
 
     @property
     def key(self) -> str:
@@ -59,19 +65,34 @@ def parse_payload(payload: str | bytes) -> Any:
 def observe(records: Iterable[Json]) -> list[Observation]:
     """The observations of a recorded trace."""
     seen = []
-    for record in records:
+    steps, boot = 0, 0
+    for index, record in enumerate(records):
+        if record["boot"] != boot:
+            steps, boot = 0, record["boot"]
+        if record["kind"] == "step":
+            steps += 1
         data = _data(record)
         if data is not None:
             kind, content = data
-            seen.append(Observation(record["t"], record["boot"], kind, content))
+            seen.append(Observation(record["t"], record["boot"], kind, content, steps, index))
     return seen
+
+
+def at_the_end(values: dict[str, Any], running: str | None, t: float) -> list[Observation]:
+    """What is left at the end, as observations; values that are this project's own have no counterpart and stay out."""
+    left = [
+        Observation(0, 0, "stored", {"key": key, "value": value.hex() if isinstance(value, bytes) else value})
+        for key, value in sorted(values.items())
+        if key not in OWN_KEYS
+    ]
+    return [*left, Observation(0, 0, "running", {"slot": running}), Observation(0, 0, "end", {"t": round(t, 3)})]
 
 
 def _data(record: Json) -> tuple[str, Json] | None:
     kind = record["kind"]
     match kind:
         case "mqtt_publish":
-            payload = record["payload"]
+            payload = record.get("payload", "")
             return "publish", {
                 "topic": record["topic"],
                 "qos": record["qos"],

@@ -148,7 +148,7 @@ def options_of(config: Json) -> OtaOptions:
 
 
 class World:
-    """Replays one trace. After `run`: ``seen``, ``final``, and ``notes`` on what the HTTP twin did as the
+    """Replays one trace. After `run`: ``seen``, what is left, and ``notes`` on what the HTTP twin did as the
     reference would."""
 
     def __init__(self, trace: Trace, platform: Callable[[Json, Callable[[str, Json], None]], Platform]) -> None:
@@ -205,14 +205,14 @@ class World:
                 self._record("reboot", {"reason": reboot.reason})
 
     @property
-    def final(self) -> Json:
-        """Stored values, running slot and time at the end."""
-        running = None if self._running is None else self._running.slot
-        return {
-            "nvs": {f"{ns}/{key}": value for ns, kv in self._nvs.items() for key, value in kv.items()},
-            "running": running,
-            "t": round(self.t, 3),
-        }
+    def stored(self) -> dict[str, bytes | str | int]:
+        """Stored values, ``namespace/key``."""
+        return {f"{space}/{key}": value for space, values in self._nvs.items() for key, value in values.items()}
+
+    @property
+    def running(self) -> str | None:
+        """The slot that runs."""
+        return None if self._running is None else self._running.slot
 
     def _reset_boot(self) -> None:
         self._due.clear()
@@ -232,6 +232,7 @@ class World:
         self._verdicts: dict[int, bool] = {}
         self._ota_config: Json = {}
         self._handle: int | None = None
+        self._steps = 0
         self._attempting = False
         self._stage = Stage.BEGIN
         self._description: ImageDescription | None = None
@@ -258,7 +259,7 @@ class World:
         self._workflow = Workflow(self._options, info, facts, stored)
 
     def _record(self, kind: str, data: Json) -> None:
-        self.seen.append(Observation(round(self.t, 3), self._boot, kind, data))
+        self.seen.append(Observation(round(self.t, 3), self._boot, kind, data, self._steps))
 
     # -- Time
 
@@ -294,6 +295,7 @@ class World:
     # -- Steps
 
     def _step(self, step: Json) -> None:
+        self._steps += 1
         match step["do"]:
             case "enable":
                 self._enable(step["type"], step.get("ota_config"))
