@@ -1,9 +1,11 @@
+/* sources: source/source.c source/source_http.c source/http_fields.c base/status.c port/port_posix_clock.c */
+/* libs: libcurl libssl libcrypto */
 /* How fast the HTTPS source alone brings bytes in: drains one URL into a buffer and forgets it.
  *
  *     bench_source_http URL CA-FILE [BUFFER-KIB [EXPECTED-BYTES]]
  *
  * Prints one JSON object: bytes, seconds of wall, user and system time, reads, requests, milliseconds until the answer's header,
- * peak RSS. The peer to compare with is `curl -o /dev/null` of the same URL, same machine, same minute. */
+ * peak RSS. The peer to compare with is `curl -o /dev/null` of the same URL, same machine, same minute: bench_source_http.py does that. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -28,6 +30,10 @@ int main(int argc, char **argv) {
         return 2;
     }
     size_t capacity = (argc > 3 ? strtoul(argv[3], NULL, 10) : 1024) * 1024;
+    if (capacity == 0 || capacity % 4096 != 0) {
+        fprintf(stderr, "BUFFER-KIB must be a multiple of 4\n");
+        return 2;
+    }
     uint64_t expected = argc > 4 ? strtoull(argv[4], NULL, 10) : 0;
     uint8_t *buf = aligned_alloc(4096, capacity);
     const ota_http_options options = {.url = argv[1], .ca_file = argv[2], .proxy = ""};
@@ -50,6 +56,8 @@ int main(int argc, char **argv) {
     uint64_t bytes = source != NULL ? source->bytes_read : 0;
     if (status != OTA_DONE || (expected != 0 && bytes != expected)) {
         fprintf(stderr, "%s after %" PRIu64 " bytes: %s\n", ota_status_name(status), bytes, error.text);
+        ota_source_free(&source);
+        free(buf);
         return 1;
     }
     struct rusage used;

@@ -138,6 +138,7 @@ cdef class Pipeline:
         cdef ota_status status
         if self.ran:
             raise _errors.StateError("a pipeline runs once")
+        self.source.begin_use()
         self.ran = True
         memset(&callbacks, 0, sizeof(callbacks))
         clear_error(&error)
@@ -155,6 +156,7 @@ cdef class Pipeline:
             callbacks.checkpoint = checkpoint_callback
         with nogil:
             status = ota_pipeline_run(self.ptr, &callbacks, &error)
+        self.source.end_use()
         self.on_header = self.on_phase = self.on_checkpoint = self.on_tick = None
         raised, self.raised = self.raised, None
         if raised is not None:

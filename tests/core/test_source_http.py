@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 import trustme
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rmaker_ota.errors import (
     ArgumentError,
@@ -33,11 +35,13 @@ SECRET = "5f3a9c-not-for-logs"
 PATH = f"/images/app.bin?X-Amz-Signature={SECRET}"
 
 
-@pytest.fixture(autouse=True)
-def no_proxy_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
+@pytest.fixture(autouse=True, scope="module")
+def no_proxy_from_outside() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
+            monkeypatch.delenv(name.upper(), raising=False)
+        yield
 
 
 def make(server: HttpsServer, path: str = PATH, **options: Any) -> HttpSource:
@@ -529,6 +533,56 @@ def test_a_connection_closed_without_an_answer(reset: bool) -> None:
         error = open_error(source)
         assert (error.status, error.esp_err) == ("ERR_HTTP_NO_RESPONSE", 0x7004)
         assert source.requests == 1
+
+
+SAMPLES = [
+    b'HTTP/1.1 200 OK\r\nContent-Length: 20\r\nETag: "v1"\r\n\r\n' + IMAGE[:20],
+    b"HTTP/1.1 206 Partial\r\nContent-Length: 10\r\nContent-Range: bytes 10-19/20\r\n\r\n" + IMAGE[10:20],
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\na\r\n0123456789\r\n5;x=y\r\nabcde\r\n0\r\nX: y\r\n\r\n",
+    b"HTTP/1.1 302 Found\r\nLocation: /other?x=y\r\nContent-Length: 3\r\n\r\nabc",
+    b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.0 200 OK\r\n\r\nto the end",
+    b"HTTP/1.1 416 No\r\nContent-Range: bytes */20\r\nContent-Length: 0\r\n\r\n",
+]
+
+
+@st.composite
+def damaged_answers(draw: st.DrawFn) -> bytes:
+    """An answer with a few bytes changed, inserted, taken out, or cut off."""
+    data = bytearray(draw(st.sampled_from(SAMPLES)))
+    for _ in range(draw(st.integers(1, 4))):
+        at = draw(st.integers(0, len(data)))
+        match draw(st.sampled_from(["change", "insert", "remove", "cut", "repeat"])):
+            case "change" if at < len(data):
+                data[at] = draw(st.integers(0, 255))
+            case "insert":
+                data[at:at] = draw(
+                    st.sampled_from([b"\r\n", b"\0", b"9" * 30, b"-", b"\xff", b": ", b"\r\n\r\n", b"HTTP/1.1 "])
+                )
+            case "remove":
+                del data[at : at + draw(st.integers(1, 10))]
+            case "cut":
+                del data[at:]
+            case "repeat":
+                data[at:at] = data[: draw(st.integers(0, 40))]
+    return bytes(data)
+
+
+@settings(max_examples=300, derandomize=True, deadline=None, database=None)
+@given(st.lists(damaged_answers(), min_size=1, max_size=2), st.sampled_from([0, 10]))
+def test_no_answer_does_harm(answers: list[bytes], offset: int) -> None:
+    """Whatever comes, the source ends with bytes or with an error of its own kind, and tells a consistent story."""
+    with HttpsServer([sim.raw(answer) for answer in answers], tls=False) as server:
+        source = make(server, allow_http=True, stall_timeout_ms=20_000, max_redirects=3)
+        try:
+            info = source.open(offset)
+            body = b""
+            while part := source.read(7):
+                body += part
+        except OtaError as exc:
+            assert in_order(exc).status.startswith("ERR_HTTP_"), exc
+        else:
+            assert info.offset in (0, offset)
+            assert info.size is None or info.size == info.offset + len(body)
 
 
 # ---- Redirects -------------------------------------------------------------------------------------------------------

@@ -46,7 +46,12 @@ struct ota_source {
 void ota_source_free(ota_source **source);
 
 /* ---- HTTPS: source_http.c ----------------------------------------------------------------------------------------
- * One object by HTTP(S) GET with libcurl. Strings are copied. */
+ * One object by HTTP(S) GET with libcurl. Strings are copied. What must be shown of the URL in an error text is shown
+ * without user, password and query. The device_code of an error is
+ *   an errno                     of ERR_HTTP_CONNECT, ERR_HTTP_CLOSED, ERR_HTTP_NO_RESPONSE (0: not known); of ERR_HTTP_CONNECT
+ *                                an HTTP status, 300 or more, when a proxy refused
+ *   OpenSSL's verdict (X509_V_*) of ERR_HTTP_TLS, 0 when it was not the certificate
+ *   the HTTP status              of ERR_HTTP_STATUS, _REDIRECT, _DOWNGRADE, _NOT_MODIFIED, _PROTOCOL, _RANGE */
 typedef struct ota_http_options {
     const char *url;              /* https://..., or http://... with allow_http */
     const char *ca_file;          /* PEM bundle to trust; NULL: the system's */

