@@ -90,7 +90,7 @@ def list_jobs(as_json: bool, config_path: Path) -> None:
         (job["id"], _when(job["created_at"]), job["mode"], job["version"] or "-", _counts(job), job["image"]["name"])
         for job in jobs
     ]
-    _table(("job", "created", "mode", "version", "nodes", "image"), rows, empty="no jobs")
+    table(("job", "created", "mode", "version", "nodes", "image"), rows, empty="no jobs")
 
 
 @command.command()
@@ -109,9 +109,9 @@ def show(job_id: str, as_json: bool, config_path: Path) -> None:
         say(f"metadata {json.dumps(job['metadata'], ensure_ascii=False)}")
     rows = [(n["node"], n["state"], _when(n["updated_at"]), str(n["offers"]), _safe(n["info"])) for n in job["nodes"]]
     say("")
-    _table(("node", "state", "since", "offers", "info"), rows)
+    table(("node", "state", "since", "offers", "info"), rows)
     say("")
-    _table(("time", "node", "status", "info"), [_entry(entry) for entry in job["history"]])
+    table(("time", "node", "status", "info"), [_entry(entry) for entry in job["history"]])
 
 
 @command.command()
@@ -138,7 +138,7 @@ def list_nodes(as_json: bool, config_path: Path) -> None:
         print_json({"nodes": nodes})
         return
     rows = [(node["node"], node["fw_version"] or "-", _when(node["seen_at"])) for node in nodes]
-    _table(("node", "version", "seen"), rows, empty="no nodes")
+    table(("node", "version", "seen"), rows, empty="no nodes")
 
 
 def _client(config_path: Path) -> AdminClient:
@@ -184,7 +184,8 @@ def _safe(text: str) -> str:
     return "".join(sign if sign.isprintable() else "?" for sign in text)
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, empty: str = "") -> None:
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, empty: str = "") -> None:
+    """Prints rows under their heads; ``empty`` when there are none."""
     if not rows:
         say(empty)
         return
@@ -193,10 +194,10 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, empty: str = 
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(*heads, box=None, pad_edge=False, header_style="bold")
+        shown = Table(*heads, box=None, pad_edge=False, header_style="bold")
         for row in rows:
-            table.add_row(*map(Text, row))
-        Console().print(table)
+            shown.add_row(*map(Text, row))
+        Console().print(shown)
         return
     widths = [max(len(row[column]) for row in [heads, *rows]) for column in range(len(heads))]
     for row in [heads, *rows]:

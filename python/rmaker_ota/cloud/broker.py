@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from rmaker_ota.errors import NotFoundError, StateError
@@ -35,7 +36,15 @@ def find_mosquitto() -> str:
 
 
 def write_mosquitto(
-    directory: Path, *, host: str, port: int, ca: Path, cert: Path, key: Path, persistence: bool = True
+    directory: Path,
+    *,
+    host: str,
+    port: int,
+    ca: Path,
+    cert: Path,
+    key: Path,
+    persistence: bool = True,
+    log_types: tuple[str, ...] = (),
 ) -> Path:
     """Writes ``mosquitto.conf`` and ``mosquitto.acl`` into a directory; returns the former.
 
@@ -44,6 +53,7 @@ def write_mosquitto(
         ca: authority of the clients' certificates.
         cert, key: the broker's own certificate and key.
         persistence: keep sessions and what waits for clients over a restart, in the same directory.
+        log_types: what is logged beside errors, warnings and notices; mosquitto.conf(5).
     """
     rules = directory / "mosquitto.acl"
     rules.write_text(
@@ -72,6 +82,7 @@ def write_mosquitto(
         "log_type notice",
         "log_type warning",
         "log_type error",
+        *(f"log_type {each}" for each in log_types),
     ]
     if persistence:
         lines += ["persistence true", f"persistence_location {directory}/"]
@@ -87,10 +98,12 @@ class Broker:
 
     Args:
         config: its configuration file, which logs to standard error.
+        on_line: called with each line of its log, on a thread.
     """
 
-    def __init__(self, config: Path) -> None:
+    def __init__(self, config: Path, *, on_line: Callable[[str], object] | None = None) -> None:
         self._config = config
+        self._on_line = on_line
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
         self._log: list[str] = []
@@ -142,6 +155,8 @@ class Broker:
                 del self._log[:-100]
                 if " running" in line:
                     self._running.set()
+                if self._on_line is not None:
+                    self._on_line(line.rstrip())
         process.wait()
         self._running.set()  # whoever waits finds that it has ended
 

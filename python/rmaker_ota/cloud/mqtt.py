@@ -99,6 +99,7 @@ class MqttLink:
         self._filters = filters(config.basic_ingest)
         self._ready = threading.Event()
         self._stopping = False
+        self._sent = self._received = 0  # each written by one thread at a time
         self._subscribe_mid: int | None = None
         client = Client(
             CallbackAPIVersion.VERSION2, client_id=config.client_id, clean_session=not config.persistent_session
@@ -139,7 +140,14 @@ class MqttLink:
         """Hands a message to the broker, QoS 1, not retained; False when there is no connection."""
         if not self._client.is_connected():
             return False
-        return self._client.publish(topic, payload, qos=1).rc == MQTTErrorCode.MQTT_ERR_SUCCESS
+        if self._client.publish(topic, payload, qos=1).rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
+            return False
+        self._sent += 1
+        return True
+
+    def counts(self) -> dict[str, int]:
+        """Messages received from nodes and sent to them since the start."""
+        return {"received": self._received, "sent": self._sent}
 
     # -- the client's callbacks, on its network thread
 
@@ -171,6 +179,7 @@ class MqttLink:
         self._guarded(lambda: self._dispatch(message))
 
     def _dispatch(self, message: MQTTMessage) -> None:
+        self._received += 1
         parsed = parse_topic(message.topic)
         if parsed is None:
             logger.warning("message on unknown topic %s dropped", printable(message.topic))

@@ -56,6 +56,10 @@ class CloudService:
         on_transfer: called when an answer with image bytes begins and has ended, on the loop; must not block.
         on_ready: called when images are served and, for the first time, the broker is connected; from any thread.
 
+    Attributes:
+        url: base of image URLs.
+        address: host and port of the image server, once it was started.
+
     Raises:
         UnsupportedError: aiohttp is not installed.
     """
@@ -81,7 +85,7 @@ class CloudService:
         self.jobs: JobService
         self.mqtt: MqttLink
         self.url = ""
-        self.listening = ""
+        self.address = ("", 0)
 
     async def start(self) -> None:
         """Starts everything. When it returns, images are served and the broker is being connected.
@@ -147,6 +151,7 @@ class CloudService:
         tls = _server_tls(config)
         listener = _listen(config.http.host, config.http.port, "[http] port")
         stack.callback(listener.close)
+        self.address = listener.getsockname()[:2]
         self.url = links.base = config.http.url or _url("https" if tls else "http", listener)
         await _serve(stack, image_server.app, listener, tls)
 
@@ -167,7 +172,7 @@ class CloudService:
         mqtt = self._config.mqtt
         return {
             "url": self.url,
-            "mqtt": {"host": mqtt.host, "port": mqtt.port, "connected": self.mqtt.ready.is_set()},
+            "mqtt": {"host": mqtt.host, "port": mqtt.port, "connected": self.mqtt.ready.is_set(), **self.mqtt.counts()},
             "data_dir": str(self._config.service.data_dir),
         }
 
