@@ -94,6 +94,5 @@ def _summary(outcomes: list[Outcome], seconds: float, ok: bool, node_log: list[s
     say("")
     for line in node_log:
         say(f"  node: {line}")
-    say(
-        f"{'All ended as they should' if ok else 'Not all ended as they should'}, in {seconds:.1f} s; nothing is left running."
-    )
+    verdict = "All ended as they should" if ok else "Not all ended as they should"
+    say(f"{verdict}, in {seconds:.1f} s; nothing is left running.")

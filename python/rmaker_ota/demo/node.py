@@ -92,7 +92,10 @@ def main() -> None:
         meter.start()
         try:
             # Broken firmware ends here: its diagnostics fail, and the node restarts into the one before.
-            ota.Ota(node, ota.OtaConfig(ota_diag=diagnose, server_cert=cert and cert.read_text(), priv=node))
+            ota.Ota(
+                node,
+                ota.OtaConfig(ota_diag=diagnose, server_cert=None if cert is None else cert.read_text(), priv=node),
+            )
             node.run()
         except ota.OtaError:
             if signals.first is None:

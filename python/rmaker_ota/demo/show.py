@@ -1,9 +1,9 @@
-"""What a person sees of the demo: a bar and coloured lines on a terminal, plain lines elsewhere, nothing with --json."""
+"""What a person sees of the demo: coloured lines and a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 from rmaker_ota.cli.output import mib, say
 from rmaker_ota.demo.world import Outcome, Scenario
@@ -69,7 +69,7 @@ class Lines(Silent):
 class Terminal(Silent):
     """Lines that stay, and below them a bar that lives."""
 
-    COLOURS = {
+    COLOURS: ClassVar[dict[str, str]] = {
         "success": "green",
         "rejected": "yellow",
         "failed": "red",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import queue
 import signal
@@ -19,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 from rmaker_ota.cloud import setup
 from rmaker_ota.cloud.broker import (
@@ -240,6 +241,7 @@ class Demo:
         authority.issue_client(SERVICE_NAME, *client)
         credentials = authority.issue_node(NODE_ID, directory / "node", mqtt_host="localhost")
         with contextlib.ExitStack() as stack:
+            stack.enter_context(_logging_to(directory / "service.log"))
             mqtt_port = self._start_broker(stack, authority.path, *server)
             show.fact("broker", f"Mosquitto with mutual TLS on port {mqtt_port}")
             self._proxy = stack.enter_context(Proxy())
@@ -429,7 +431,8 @@ mode = "process"
     def _tell_report(self, entry: HistoryEntry, seconds: float) -> None:
         if entry.origin == "service":
             if entry.status == "sent":
-                self._show.happened(seconds, "service", "otaurl", "job sent to the node")
+                text = "job sent" if entry.state is NodeState.SENT else "the node asks for jobs: this one, which it has"
+                self._show.happened(seconds, "service", "otaurl", text)
             return
         self._show.happened(seconds, "node", entry.status, entry.info)
         if entry.info.startswith("Rebooting"):
@@ -483,6 +486,25 @@ def interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def _logging_to(path: Path) -> Iterator[None]:
+    """What this process logs goes to a file, not to the screen."""
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    ours = logging.getLogger("rmaker_ota")
+    level, propagate = ours.level, ours.propagate
+    ours.addHandler(handler)
+    ours.setLevel(logging.INFO)
+    ours.propagate = False
+    try:
+        yield
+    finally:
+        ours.removeHandler(handler)
+        ours.setLevel(level)
+        ours.propagate = propagate
+        handler.close()
+
+
 def _firmware(version: str) -> bytes:
     return build_image(size=IMAGE_SIZE, version=version, project_name=PROJECT, chip_id=CHIP_ID)
 
@@ -497,4 +519,4 @@ def _toml(value: object) -> str:
     return json.dumps(str(value))
 
 
-__all__ = ["IO", "SCENARIOS", "Demo", "Outcome", "Scenario", "Show", "interruptible"]
+__all__ = ["SCENARIOS", "Demo", "Outcome", "Scenario", "Show", "interruptible"]
