@@ -69,6 +69,7 @@ cdef extern from "port/port.h" nogil:
         uint64_t sectors_erased
     ota_status ota_port_flash_file_open(const char *path, bint read_only, ota_fault *fault, ota_flash **out,
                                         ota_error *error)
+    void ota_port_flash_file_shut(ota_flash *flash)
 
 # ---- sink ------------------------------------------------------------------------------------------------------------
 

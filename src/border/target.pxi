@@ -34,7 +34,7 @@ cdef class EspTarget:
     cdef ota_esp_target *ptr
     cdef Fault fault
     cdef object lock   # of opening, using and closing; C has its own for what sinks do meanwhile
-    cdef int sinks     # alive; flash and target stay until the last one is gone
+    cdef int sinks     # alive; what they borrow in C stays until the last one is gone
     cdef bint closed
 
     def __cinit__(self):
@@ -104,11 +104,14 @@ cdef class EspTarget:
         return 0
 
     def close(self):
-        """Gives the file back, at once or when the last sink is gone. Harmless when it is closed already."""
+        """Gives the file back. An installation that is still under way fails. Harmless when it is closed already."""
         with self.lock:
             self.closed = True
             if self.sinks == 0:
                 self.release()
+            elif self.flash != NULL:
+                with nogil:
+                    ota_port_flash_file_shut(self.flash)
 
     # ---- what is there ------------------------------------------------------------------------------------------------
 

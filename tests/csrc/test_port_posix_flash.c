@@ -204,6 +204,27 @@ TEST(a_cut_operation_reaches_the_file_in_part_and_nothing_after_it) {
     }
 }
 
+TEST(a_flash_that_was_shut_gives_the_file_back_and_refuses) {
+    make_file(SIZE, 0x55);
+    ota_flash *flash = open_flash(NULL), *second = NULL;
+    ota_port_flash_file_shut(flash);
+    ota_port_flash_file_shut(flash);
+    ota_error errors[4] = {0};
+    CHECK_EQ(flash->ops->read(flash, 0, bytes, 1, &errors[0]), OTA_ERR_SYSTEM);
+    CHECK_EQ(flash->ops->program(flash, 0, bytes, 1, &errors[1]), OTA_ERR_SYSTEM);
+    CHECK_EQ(flash->ops->erase(flash, 0, SECTOR, &errors[2]), OTA_ERR_SYSTEM);
+    CHECK_EQ(flash->ops->sync(flash, &errors[3]), OTA_ERR_SYSTEM);
+    for (int i = 0; i < 4; i++) {
+        CHECK_EQ(errors[i].device_code, ECANCELED);
+    }
+    second = open_flash(NULL);
+    second->ops->close(second);
+    flash->ops->close(flash);
+    memset(expected, 0x55, SIZE);
+    read_file(bytes);
+    CHECK_MEM(bytes, expected, SIZE);
+}
+
 TEST(a_file_cut_by_somebody_else_is_an_error) {
     make_file(SIZE, 0);
     ota_flash *flash = open_flash(NULL);
@@ -264,6 +285,7 @@ int main(void) {
     RUN(a_read_only_flash_is_not_changed);
     RUN(each_operation_fails_with_the_errno_of_the_plan);
     RUN(a_cut_operation_reaches_the_file_in_part_and_nothing_after_it);
+    RUN(a_flash_that_was_shut_gives_the_file_back_and_refuses);
     RUN(a_file_cut_by_somebody_else_is_an_error);
     RUN(a_real_system_error_is_reported_as_what_it_is);
     RUN(two_threads_share_a_flash);

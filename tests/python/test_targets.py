@@ -16,7 +16,6 @@ from rmaker_ota.targets.chip_record import load, record_path
 from rmaker_ota.targets.create import create_flash_image, make_partition_csv
 from rmaker_ota.targets.esp32_image import Esp32ImageTarget
 from rmaker_ota.targets.file import FileTarget
-
 from tests.python.chips import make_chip
 
 APP = build_image(size=8192, version="1.0.0", project_name="demo")
@@ -41,7 +40,7 @@ def test_an_unknown_uri_is_refused_with_those_that_are_known(uri: str) -> None:
 
 
 def test_an_unknown_option_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(ArgumentError, match="no option 'colour', only .*read_only"):
+    with pytest.raises(ArgumentError, match=r"no option 'colour', only .*read_only"):
         open_target(f"esp32-image:{tmp_path}/x", colour="red")
     with pytest.raises(ArgumentError, match="no option 'path'"):
         open_target(f"esp32-image:{tmp_path}/x", path="y")

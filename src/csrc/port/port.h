@@ -115,6 +115,10 @@ struct ota_flash {
 ota_status ota_port_flash_file_open(const char *path, bool read_only, ota_fault *fault, ota_flash **out,
                                     ota_error *error);
 
+/* Gives the file of such a flash back at once, from any thread. The flash still has to be closed; until then everything that
+ * is done with it fails with ECANCELED. */
+void ota_port_flash_file_shut(ota_flash *flash);
+
 /* ---- Streams -----------------------------------------------------------------------------------------------------
  * What is read once from front to back: a regular file, a block device, a pipe, a socket, standard input. One reader
  * thread; `wake` may come from any thread. */

@@ -24,7 +24,7 @@
 typedef struct flash_file {
     ota_flash flash;
     pthread_mutex_t lock;
-    int fd;
+    int fd; /* -1: given back */
     bool read_only;
     ota_fault *fault;
     uint8_t *scratch; /* SCRATCH_SIZE bytes, under the lock */
@@ -70,6 +70,11 @@ static int write_all(int fd, uint64_t offset, const uint8_t *buf, size_t len) {
     return 0;
 }
 
+/* The file, or why not; under the lock. */
+static int usable(const flash_file *self, bool to_write) {
+    return self->fd < 0 ? ECANCELED : to_write && self->read_only ? EROFS : 0;
+}
+
 /* ---- Operations ---------------------------------------------------------------------------------------------------- */
 
 static ota_status outside(ota_error *error, const ota_flash *flash, uint64_t offset, uint64_t len) {
@@ -85,7 +90,10 @@ static ota_status flash_file_read(ota_flash *flash, uint64_t offset, void *buf, 
     }
     uint64_t take;
     pthread_mutex_lock(&self->lock);
-    int errnum = ota_fault_check(self->fault, OTA_FAULT_READ, offset, len, &take);
+    int errnum = usable(self, false);
+    if (errnum == 0) {
+        errnum = ota_fault_check(self->fault, OTA_FAULT_READ, offset, len, &take);
+    }
     if (errnum == 0) {
         errnum = read_all(self->fd, offset, buf, len);
     }
@@ -116,8 +124,8 @@ static ota_status flash_file_erase(ota_flash *flash, uint64_t offset, uint64_t l
     }
     uint64_t take;
     pthread_mutex_lock(&self->lock);
-    int errnum = EROFS;
-    if (!self->read_only) {
+    int errnum = usable(self, true);
+    if (errnum == 0) {
         int verdict = ota_fault_check(self->fault, OTA_FAULT_ERASE, offset, len, &take);
         errnum = write_ones(self, offset, take);
         errnum = verdict != 0 ? verdict : errnum;
@@ -155,8 +163,8 @@ static ota_status flash_file_program(ota_flash *flash, uint64_t offset, const vo
     }
     uint64_t take;
     pthread_mutex_lock(&self->lock);
-    int errnum = EROFS;
-    if (!self->read_only) {
+    int errnum = usable(self, true);
+    if (errnum == 0) {
         int verdict = ota_fault_check(self->fault, OTA_FAULT_WRITE, offset, len, &take);
         errnum = program_and(self, offset, buf, take);
         errnum = verdict != 0 ? verdict : errnum;
@@ -174,7 +182,10 @@ static ota_status flash_file_sync(ota_flash *flash, ota_error *error) {
     flash_file *self = (flash_file *)flash;
     uint64_t take;
     pthread_mutex_lock(&self->lock);
-    int errnum = ota_fault_check(self->fault, OTA_FAULT_SYNC, 0, 0, &take);
+    int errnum = usable(self, false);
+    if (errnum == 0) {
+        errnum = ota_fault_check(self->fault, OTA_FAULT_SYNC, 0, 0, &take);
+    }
     if (errnum == 0 && fdatasync(self->fd) != 0) {
         errnum = errno;
     }
@@ -186,9 +197,19 @@ static ota_status flash_file_sync(ota_flash *flash, ota_error *error) {
     return errnum == 0 ? OTA_OK : ota_error_set_errno(error, OTA_STAGE_TARGET, 0, errnum, "syncing the flash image");
 }
 
+void ota_port_flash_file_shut(ota_flash *flash) {
+    flash_file *self = (flash_file *)flash;
+    pthread_mutex_lock(&self->lock);
+    if (self->fd >= 0) {
+        close(self->fd);
+        self->fd = -1;
+    }
+    pthread_mutex_unlock(&self->lock);
+}
+
 static void flash_file_close(ota_flash *flash) {
     flash_file *self = (flash_file *)flash;
-    close(self->fd);
+    ota_port_flash_file_shut(flash);
     pthread_mutex_destroy(&self->lock);
     free(self->scratch);
     free(self);
