@@ -50,8 +50,8 @@ def test_the_source_costs_what_curl_costs(tmp_path: Path, capsys: pytest.Capture
             curl.append(measure(["curl", "-s", *count]))
             assert curl[-1][2] == str(size)
     detail = json.loads(ours[-1][2])
-    wall, cpu = (statistics.median(run[i] for run in ours) for i in (0, 1))
-    curl_wall, curl_cpu = (statistics.median(run[i] for run in curl) for i in (0, 1))
+    wall, curl_wall = (statistics.median(run[0] for run in runs) for runs in (ours, curl))
+    cpu, curl_cpu = (statistics.median(run[1] for run in runs) for runs in (ours, curl))
     with capsys.disabled():
         print(
             f"\nHTTPS source, {size >> 20} MiB, medians of {ROUNDS}: "
