@@ -260,8 +260,7 @@ def import_ms(runs: int) -> dict[str, object]:
 
 def flash_counts(folder: Path) -> dict[str, object]:
     """A 2 MiB image into an app slot of a flash image: operations, and whether any byte or sector was touched twice."""
-    code = (ROOT / "benches" / "flash_counts.py").read_text()
-    return dict(json.loads(run([sys.executable, "-c", code, str(folder)]).stdout))
+    return dict(json.loads(run([sys.executable, str(ROOT / "benches" / "flash_counts.py"), str(folder)]).stdout))
 
 
 def machine() -> dict[str, object]:
