@@ -895,9 +895,8 @@ def progress(context: Context) -> None:
             continue
         percent = int(found.group(1))
         sensible = 0 < percent < 100 and percent % interval == 0
-        if one.side == "missing" and not sensible:
-            context.explain("Q23", one)
-        elif one.side == "extra" and sensible and _jumped_over(context, one.seen, percent):
+        allowed = not sensible if one.side == "missing" else sensible and _jumped_over(context, one.seen, percent)
+        if allowed:
             context.explain("Q23", one)
 
 

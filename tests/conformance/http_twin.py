@@ -32,10 +32,18 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 
 
 class HttpFailure(Exception):
-    """The exchange failed. ``answered``: the server had sent an answer."""
+    """The exchange failed.
 
-    def __init__(self, esp_err: int, errno: int = 0, *, answered: bool = True) -> None:
-        super().__init__(esp_err)
+    Attributes:
+        status: the product's name for it (the table in ``src/csrc/base/status.h``).
+        esp_err: what the reference reports.
+        errno: of the system, 0: none.
+        answered: the server had sent an answer.
+    """
+
+    def __init__(self, status: str, esp_err: int, errno: int = 0, *, answered: bool = True) -> None:
+        super().__init__(status)
+        self.status = status
         self.esp_err = esp_err
         self.errno = errno
         self.answered = answered
@@ -142,7 +150,7 @@ class Body:
             seconds = STALL_TIMEOUT_S if stalls is None else min(stalls * READ_TIMEOUT_S, STALL_TIMEOUT_S)
             yield seconds
             if seconds >= STALL_TIMEOUT_S:
-                raise HttpFailure(EspErr.TIMEOUT)
+                raise HttpFailure("ERR_STALLED", EspErr.TIMEOUT)
         end = min(self.position + limit, len(body), stop)
         if stall is not None and not self.stalled:
             end = min(end, stall)
@@ -154,10 +162,10 @@ class Body:
             return piece
         if self.position >= stop and stop < len(body):
             if behaviour.get("how") == "reset":
-                raise HttpFailure(EspErr.FAIL, behaviour.get("errno", 104))
-            raise HttpFailure(EspErr.FAIL)
+                raise HttpFailure("ERR_HTTP_CLOSED", EspErr.FAIL, behaviour.get("errno", 104))
+            raise HttpFailure("ERR_HTTP_CLOSED", EspErr.FAIL)
         if self.answer.announced is not None and self.position < self.answer.announced:
-            raise HttpFailure(EspErr.FAIL)  # the server closed before everything announced was sent
+            raise HttpFailure("ERR_HTTP_CLOSED", EspErr.FAIL)  # the server closed before everything announced was sent
         return b""
 
 
@@ -202,7 +210,7 @@ class Client:
             path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
             if not self._fits(first_url, path):
                 self.peculiarities.add("the request does not fit the reference's send buffer")
-                raise HttpFailure(EspErr.HTTP_HEADER_TOO_LONG, answered=False)
+                raise HttpFailure("ERR_HTTP_URL", EspErr.HTTP_HEADER_TOO_LONG, answered=False)
             request: Json = {"method": "GET", "path": path, "range": None if offset is None else f"bytes={offset}-"}
             self._record("http_request", request)
             reply = yield from self._answer(behaviour, offset)
@@ -215,21 +223,23 @@ class Client:
                 return Body(behaviour, reply)
             if offset is not None and reply.status in (200, 206, 416):
                 return None
-            raise HttpFailure(EspErr.HTTP_NOT_MODIFIED if reply.status == 304 else EspErr.FAIL)
-        raise HttpFailure(EspErr.HTTP_MAX_REDIRECT)
+            if reply.status == 304:
+                raise HttpFailure("ERR_HTTP_NOT_MODIFIED", EspErr.HTTP_NOT_MODIFIED)
+            raise HttpFailure("ERR_HTTP_STATUS", EspErr.FAIL)
+        raise HttpFailure("ERR_HTTP_REDIRECT", EspErr.HTTP_MAX_REDIRECT)
 
     def _split(self, url: str) -> Any:
         try:
             parts = urlsplit(url)
             _ = parts.port
         except ValueError:
-            raise HttpFailure(EspErr.FAIL, answered=False) from None
+            raise HttpFailure("ERR_HTTP_URL", EspErr.FAIL, answered=False) from None
         if not parts.scheme or not parts.hostname:
-            raise HttpFailure(EspErr.FAIL, answered=False)
+            raise HttpFailure("ERR_HTTP_URL", EspErr.FAIL, answered=False)
         if parts.scheme not in ("http", "https"):
-            raise HttpFailure(EspErr.HTTP_INVALID_TRANSPORT, answered=False)
+            raise HttpFailure("ERR_HTTP_URL", EspErr.HTTP_INVALID_TRANSPORT, answered=False)
         if parts.scheme == "http" and not self._allow_http:
-            raise HttpFailure(EspErr.INVALID_ARG, answered=False)  # Q19
+            raise HttpFailure("ERR_HTTP_INSECURE", EspErr.INVALID_ARG, answered=False)  # Q19
         return parts
 
     def _connect(self, tls: bool, host: str, port: int) -> Generator[float, None, Json]:
@@ -239,7 +249,8 @@ class Client:
             if behaviour.get("connect_ms"):
                 yield behaviour["connect_ms"] / 1000
             self._record("http_connect", {"tls": tls, "host": host, "port": port, "result": failure})
-            raise HttpFailure(EspErr.HTTP_CONNECT, behaviour.get("errno", 0), answered=False)
+            status = "ERR_HTTP_CONNECT_TIMEOUT" if "timed out" in failure else "ERR_HTTP_CONNECT"
+            raise HttpFailure(status, EspErr.HTTP_CONNECT, behaviour.get("errno", 0), answered=False)
         verify = self._verify if tls else None
         self._record("http_connect", {"tls": tls, "host": host, "port": port, "result": "ok", "verify": verify})
         return behaviour
@@ -254,20 +265,20 @@ class Client:
     def _answer(self, behaviour: Json, offset: int | None) -> Generator[float, None, Answer]:
         silence = behaviour.get("no_response")
         if silence == "close":
-            raise HttpFailure(EspErr.FAIL, answered=False)
+            raise HttpFailure("ERR_HTTP_NO_RESPONSE", EspErr.FAIL, answered=False)
         if silence == "silent":
             yield STALL_TIMEOUT_S
-            raise HttpFailure(EspErr.TIMEOUT, answered=False)
+            raise HttpFailure("ERR_STALLED", EspErr.TIMEOUT, answered=False)
         if behaviour.get("ms_per_read"):
             yield behaviour["ms_per_read"] / 1000
         return answer(self._server, behaviour, offset)
 
     def _follow(self, url: str, location: str | None) -> str:
         if location is None:
-            raise HttpFailure(EspErr.INVALID_ARG)
+            raise HttpFailure("ERR_HTTP_REDIRECT", EspErr.INVALID_ARG)
         if "://" not in location:
             self.peculiarities.add("a redirect to a path is refused by the reference's client")
-            raise HttpFailure(EspErr.HTTP_REDIRECT_DOWNGRADE)
+            raise HttpFailure("ERR_HTTP_DOWNGRADE", EspErr.HTTP_REDIRECT_DOWNGRADE)
         if url.startswith("https:") and not location.startswith("https:"):
-            raise HttpFailure(EspErr.HTTP_REDIRECT_DOWNGRADE)
+            raise HttpFailure("ERR_HTTP_DOWNGRADE", EspErr.HTTP_REDIRECT_DOWNGRADE)
         return location

@@ -9,13 +9,26 @@ from __future__ import annotations
 import hashlib
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from rmaker_ota.esp_err import EspErr
-from rmaker_ota.rainmaker.workflow import AttemptFailed, ImageDescription, ResumePoint, Stage, StartAttempt
+from rmaker_ota.rainmaker.workflow import (
+    AttemptCheckpoint,
+    AttemptFailed,
+    AttemptFinished,
+    AttemptHeader,
+    AttemptProgress,
+    AttemptReceived,
+    ImageDescription,
+    Input,
+    ResumePoint,
+    Stage,
+    StartAttempt,
+)
 from rmaker_ota.targets.base import BootState
+from tests.conformance.http_twin import Client, HttpFailure
 
 Json = dict[str, Any]
 Record = Callable[[str, Json], None]
@@ -44,27 +57,18 @@ class InstallFailure(Exception):
         self.esp_err = esp_err
         self.errno = errno
 
-    def event(self, attempt: int) -> AttemptFailed:
-        return AttemptFailed(attempt, self.stage, self.esp_err, self.errno)
 
+@dataclass
+class Services:
+    """What the world offers to an attempt."""
 
-class Installation(Protocol):
-    """One attempt's way into the slot: fed with what the HTTP client reads, in order."""
-
-    def header(self, data: bytes, offset: int) -> ImageDescription:
-        """The image's description from its first bytes; ``offset`` > 0: a resumed download, so from the slot."""
-
-    def accept(self) -> None:
-        """The description is accepted: from now on there may be writes."""
-
-    def write(self, data: bytes) -> ResumePoint | None:
-        """Takes the next bytes; returns what is durable now, if that is to be noted."""
-
-    def broken(self) -> ResumePoint | None:
-        """No more bytes will come; the last position worth noting."""
-
-    def finish(self) -> None:
-        """Everything has arrived: verify, make it bootable."""
+    client: Client
+    feed: Callable[[Input], None]
+    checksum: Callable[
+        [str | None, bytes], bytes | None
+    ]  # real digest for a checksum of the trace, and the file served
+    read_size: int
+    rollback: bool
 
 
 class Platform(ABC):
@@ -75,8 +79,8 @@ class Platform(ABC):
         """The bytes of an image's file."""
 
     @abstractmethod
-    def start(self, rollback: bool) -> Running:
-        """Runs the boot loader and says what runs now."""
+    def start(self, loader_rollback: bool, app_rollback: bool) -> Running:
+        """Runs the boot loader and says what runs now; ends an attempt that is under way."""
 
     @abstractmethod
     def mark_valid(self) -> int: ...
@@ -85,8 +89,13 @@ class Platform(ABC):
     def mark_invalid(self) -> int: ...
 
     @abstractmethod
-    def install(self, action: StartAttempt, md5: bytes | None, *, rollback: bool) -> Installation:
-        """Begins an attempt; ``md5``: the real digest of the file, None: there is nothing to compare with."""
+    def attempt(self, action: StartAttempt, services: Services) -> Generator[float, None, None]:
+        """Downloads and installs; yields the seconds that pass. Feeds what the workflow is to hear of it, the end
+        too."""
+
+    @abstractmethod
+    def decide(self, attempt: int, accept: bool) -> None:
+        """The workflow's answer to the header."""
 
     @abstractmethod
     def close(self) -> None:
@@ -196,6 +205,7 @@ class SimplePlatform(Platform):
         self._fault_at = fault.get("at", 0)
         self._faults_left = fault.get("count", 1) if fault else 0
         self._running: Running | None = None
+        self._verdicts: dict[int, bool] = {}
 
     def contents(self, image: str) -> bytes:
         return self._images[image]
@@ -203,8 +213,8 @@ class SimplePlatform(Platform):
     def close(self) -> None:
         pass
 
-    def start(self, rollback: bool) -> Running:
-        chosen = self._choose(rollback)
+    def start(self, loader_rollback: bool, app_rollback: bool) -> Running:
+        chosen = self._choose(loader_rollback)
         slot = chosen.slot if chosen is not None else ("factory" if "factory" in self._slots else "ota_0")
         image = _Image.parse(bytes(self._slots[slot][:512]))
         description = image.description or ImageDescription("", "")
@@ -266,8 +276,26 @@ class SimplePlatform(Platform):
         self._set_state(entry, BootState.INVALID)
         return EspErr.OK
 
-    def install(self, action: StartAttempt, md5: bytes | None, *, rollback: bool) -> Installation:
-        return _SimpleInstallation(self, action, md5, rollback)
+    def decide(self, attempt: int, accept: bool) -> None:
+        self._verdicts[attempt] = accept
+
+    def attempt(self, action: StartAttempt, services: Services) -> Generator[float, None, None]:
+        run = _SimpleAttempt(self, action, services)
+        number = action.attempt
+        try:
+            yield from run.install()
+        except HttpFailure as error:
+            services.feed(AttemptFailed(number, run.stage, error.esp_err, error.errno, answered=error.answered))
+        except InstallFailure as error:
+            services.feed(AttemptFailed(number, error.stage, error.esp_err, error.errno))
+        else:
+            description = run.image.description
+            services.feed(
+                AttemptFinished(number, self.target_slot, None if description is None else description.version)
+            )
+
+    def accepted(self, attempt: int) -> bool:
+        return self._verdicts.get(attempt, False)
 
     def fault(self, op: str, end: int) -> None:
         """Raises InstallFailure when a flash operation that reaches ``end`` is to fail."""
@@ -300,25 +328,55 @@ class SimplePlatform(Platform):
         return entry is not None and entry.state == BootState.PENDING_VERIFY
 
 
-class _SimpleInstallation(Installation):
-    def __init__(self, platform: SimplePlatform, action: StartAttempt, md5: bytes | None, rollback: bool) -> None:
+class _SimpleAttempt:
+    """One attempt into a slot in memory."""
+
+    def __init__(self, platform: SimplePlatform, action: StartAttempt, services: Services) -> None:
         self._platform = platform
         self._action = action
-        self._md5 = md5
-        self._rollback = rollback
+        self._services = services
         self._slot = platform.target_slot
         self._at = 0
         self._erased = 0
-        self._first = True
+        self.stage = Stage.BEGIN
+        self.image: _Image
+
+    def install(self) -> Generator[float, None, None]:
+        action, services = self._action, self._services
+        number = action.attempt
+        body = yield from services.client.open(action.url, None if action.resume is None else action.resume.offset)
+        self.stage = Stage.DESCRIPTION
+        md5 = services.checksum(action.md5, self._platform.contents(body.behaviour.get("image", "new")))
+        first = b""
+        while body.offset == 0 and len(first) < action.header_size:
+            piece = yield from body.read(action.header_size - len(first))
+            if not piece:
+                break
+            first += piece
+        description = self._header(first, body.offset)
+        services.feed(AttemptHeader(number, description, body.offset, self._slot))
+        if not self._platform.accepted(number):
+            raise InstallFailure(Stage.TRANSFER)
+        self.stage = Stage.TRANSFER
+        self._judge()
+        piece = first
+        while True:
+            if piece:
+                self._write(piece)
+                services.feed(AttemptProgress(number, self._at))
+            piece = yield from body.read(services.read_size)
+            if not piece:
+                break
+        services.feed(AttemptReceived(number))
+        self._finish(md5)
 
     def _content(self) -> bytearray:
         return self._platform.slot(self._slot)
 
-    def header(self, data: bytes, offset: int) -> ImageDescription:
+    def _header(self, data: bytes, offset: int) -> ImageDescription:
         if offset:
             self._at = offset
             self._erased = -(-offset // SECTOR) * SECTOR
-            self._first = False
             data = bytes(self._content()[: self._action.header_size])
             resume = self._action.resume
             assert resume is not None
@@ -326,23 +384,22 @@ class _SimpleInstallation(Installation):
                 raise InstallFailure(Stage.DESCRIPTION, EspErr.FAIL)
         if len(data) < self._action.header_size:
             raise InstallFailure(Stage.DESCRIPTION, EspErr.FAIL)
-        image = _Image.parse(data)
-        if image.description is None:
+        self.image = _Image.parse(data)
+        if self.image.description is None:
             raise InstallFailure(Stage.DESCRIPTION, EspErr.FAIL)
-        self._image = image
-        return image.description
+        return self.image.description
 
-    def accept(self) -> None:
+    def _judge(self) -> None:
         device = self._platform.device
-        if self._image.magic != 0xE9:
+        if self.image.magic != 0xE9:
             raise InstallFailure(Stage.TRANSFER, EspErr.OTA_VALIDATE_FAILED)
-        low, high = self._image.min_revision, self._image.max_revision
-        if self._image.chip != device["chip_id"] or not low <= device["chip_revision"] <= high:
+        low, high = self.image.min_revision, self.image.max_revision
+        if self.image.chip != device["chip_id"] or not low <= device["chip_revision"] <= high:
             raise InstallFailure(Stage.CHIP, EspErr.INVALID_VERSION)
         if self._platform.unconfirmed:
             raise InstallFailure(Stage.TRANSFER, EspErr.OTA_ROLLBACK_INVALID_STATE)
 
-    def write(self, data: bytes) -> ResumePoint | None:
+    def _write(self, data: bytes) -> None:
         end = self._at + len(data)
         content = self._content()
         if end > len(content):
@@ -354,22 +411,18 @@ class _SimpleInstallation(Installation):
         self._platform.fault("write", end)
         content[self._at : end] = data
         self._at = end
-        return self._point()
+        if self._action.keep_position:
+            offset = self._at // 1024 * 1024
+            digest = hashlib.sha256(bytes(content[:offset])).digest()
+            self._services.feed(AttemptCheckpoint(self._action.attempt, ResumePoint(offset, digest)))
 
-    def _point(self) -> ResumePoint:
-        offset = self._at // 1024 * 1024
-        return ResumePoint(offset, hashlib.sha256(bytes(self._content()[:offset])).digest())
-
-    def broken(self) -> ResumePoint | None:
-        return self._point()
-
-    def finish(self) -> None:
+    def _finish(self, md5: bytes | None) -> None:
         data = bytes(self._content()[: self._at])
         sound = image_is_sound(bytes(self._content()))
-        if self._md5 is not None and hashlib.md5(data, usedforsecurity=False).digest() != self._md5:
+        if md5 is not None and hashlib.md5(data, usedforsecurity=False).digest() != md5:
             sound = False
         if self._action.size and self._action.size != self._at:
             sound = False
         if not sound:
             raise InstallFailure(Stage.VALIDATE, EspErr.OTA_VALIDATE_FAILED)
-        self._platform.activate(self._slot, self._rollback)
+        self._platform.activate(self._slot, self._services.rollback)

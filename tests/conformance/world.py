@@ -24,12 +24,8 @@ from rmaker_ota.rainmaker.workflow import (
     AcceptHeader,
     Action,
     ApiReturn,
-    AttemptCheckpoint,
     AttemptFailed,
     AttemptFinished,
-    AttemptHeader,
-    AttemptProgress,
-    AttemptReceived,
     BootFacts,
     CallbackQueued,
     CallbackReturned,
@@ -46,7 +42,6 @@ from rmaker_ota.rainmaker.workflow import (
     Enable,
     EnableConfig,
     FetchScheduled,
-    ImageDescription,
     Input,
     Log,
     MarkInvalid,
@@ -63,7 +58,6 @@ from rmaker_ota.rainmaker.workflow import (
     QueueCallback,
     RefuseHeader,
     Restart,
-    Stage,
     StartAttempt,
     Started,
     StartTimer,
@@ -77,9 +71,9 @@ from rmaker_ota.rainmaker.workflow import (
     Unsubscribe,
     Workflow,
 )
-from tests.conformance.http_twin import Client, HttpFailure, PowerCut, Server
+from tests.conformance.http_twin import Client, PowerCut, Server
 from tests.conformance.observe import TIMERS, Observation, parse_payload, stored_value
-from tests.conformance.platforms import InstallFailure, Platform, Running
+from tests.conformance.platforms import Platform, Running, Services
 from tests.conformance.trace import Trace, UnknownInput
 
 Json = dict[str, Any]
@@ -229,18 +223,16 @@ class World:
         self._call_names: dict[int, str] = {}
         self._waiting: dict[int, Task] = {}
         self._returned: dict[int, int] = {}
-        self._verdicts: dict[int, bool] = {}
         self._ota_config: Json = {}
         self._handle: int | None = None
         self._steps = 0
         self._attempting = False
-        self._stage = Stage.BEGIN
-        self._description: ImageDescription | None = None
 
     def _start(self, config: Json) -> None:
         self._reset_boot()
         self._options = options_of(config)
-        self._running = self._platform.start(bool(self._inputs.get("boot_loader_rollback", config["rollback_enable"])))
+        loader = bool(self._inputs.get("boot_loader_rollback", config["rollback_enable"]))
+        self._running = self._platform.start(loader, bool(config["rollback_enable"]))
         running = self._running
         self._record(
             "boot", {"running": running.slot, "version": running.version, "project_name": running.project_name}
@@ -490,9 +482,9 @@ class World:
                 self._active += 1
                 self._at(self.t, lambda: self._attempt(action))
             case AcceptHeader(attempt):
-                self._verdicts[attempt] = True
+                self._platform.decide(attempt, True)
             case RefuseHeader(attempt):
-                self._verdicts[attempt] = False
+                self._platform.decide(attempt, False)
             case QueueCallback():
                 return self._queue(action)
             case CallDiagnostics():
@@ -628,62 +620,14 @@ class World:
     def _download(self, action: StartAttempt) -> Generator[float, None, None]:
         verify = "certificate bundle" if action.server_cert is None else f"server_cert:{action.server_cert}"
         client = Client(self._server, self._record, verify=verify, allow_http=action.allow_http)
-        number = action.attempt
-        failure: AttemptFailed | None = None
-        try:
-            yield from self._install(action, client)
-        except HttpFailure as error:
-            stage = self._stage
-            failure = AttemptFailed(number, stage, error.esp_err, error.errno, answered=error.answered)
-        except InstallFailure as error:
-            failure = error.event(number)
-        self.notes |= client.peculiarities
-        self._attempting = False
-        if failure is not None:
-            self._feed(failure)
-        else:
-            version = None if self._description is None else self._description.version
-            self._feed(AttemptFinished(number, None, version))
 
-    def _install(self, action: StartAttempt, client: Client) -> Generator[float, None, None]:
-        number = action.attempt
-        self._stage = Stage.BEGIN
-        body = yield from client.open(action.url, None if action.resume is None else action.resume.offset)
-        self._stage = Stage.DESCRIPTION
-        image = self._server.contents(body.behaviour.get("image", "new"))
-        installation = self._platform.install(
-            action, self._checksum(action.md5, image), rollback=self._options.rollback_enable
+        def feed(event: Input) -> None:
+            if isinstance(event, AttemptFailed | AttemptFinished):
+                self.notes.update(client.peculiarities)
+                self._attempting = False
+            self._feed(event)
+
+        yield from self._platform.attempt(
+            action,
+            Services(client, feed, self._checksum, self._options.http_rx_buffer_size, self._options.rollback_enable),
         )
-        first = b""
-        if body.offset == 0:
-            while len(first) < action.header_size:
-                piece = yield from body.read(action.header_size - len(first))
-                if not piece:
-                    break
-                first += piece
-        self._description = installation.header(first, body.offset)
-        self._feed(AttemptHeader(number, self._description, body.offset))
-        if not self._verdicts.get(number, False):
-            raise InstallFailure(Stage.TRANSFER)
-        self._stage = Stage.TRANSFER
-        installation.accept()
-        done = body.offset
-        piece = first
-        try:
-            while True:
-                if piece:
-                    done += len(piece)
-                    point = installation.write(piece)
-                    if point is not None and action.keep_position:
-                        self._feed(AttemptCheckpoint(number, point))
-                    self._feed(AttemptProgress(number, done))
-                piece = yield from body.read(self._options.http_rx_buffer_size)
-                if not piece:
-                    break
-        except HttpFailure:
-            point = installation.broken()
-            if point is not None and action.keep_position:
-                self._feed(AttemptCheckpoint(number, point))
-            raise
-        self._feed(AttemptReceived(number))
-        installation.finish()

@@ -1579,17 +1579,24 @@ class Workflow:
 
     def _on_progress(self, event: AttemptProgress) -> None:
         run = self._current(event.attempt)
-        if run is None or not run.accepted or not self._options.ota_progress_support or run.data.filesize <= 0:
+        if run is not None and run.accepted:
+            self._report_progress(run, event.bytes_done)
+
+    def _report_progress(self, run: _Run, bytes_done: int) -> None:
+        if not self._options.ota_progress_support or run.data.filesize <= 0:
             return
         interval = self._options.ota_progress_interval_pct
-        reached = min(100 * event.bytes_done // run.data.filesize, 99)
+        reached = min(100 * bytes_done // run.data.filesize, 99)
         for percent in range(run.percent + interval, reached + 1, interval):  # each multiple once (Q23)
             run.percent = percent
             self._report(OtaStatus.IN_PROGRESS, f"Downloaded {percent}% Firmware Image")
 
     def _on_received(self, attempt: int) -> None:
-        if self._current(attempt) is None:
+        run = self._current(attempt)
+        if run is None:
             return
+        self._report_progress(run, run.data.filesize)  # what nobody had told yet
+        run.percent = 100
         self._forget_position()
         self._report(OtaStatus.IN_PROGRESS, "Firmware Image download complete")
 
