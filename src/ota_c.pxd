@@ -319,6 +319,91 @@ cdef extern from "esp/esp_otadata.h" nogil:
     int ota_esp_last_invalid(const ota_esp_otadata_entry *entries, uint32_t slot_count)
     void ota_esp_plan_apply(const ota_esp_plan *plan, ota_esp_otadata_entry *entries)
 
+# ---- nvs -------------------------------------------------------------------------------------------------------------
+
+cdef extern from "esp/esp_nvs.h" nogil:
+    enum:
+        OTA_ESP_NVS_KEYS_SIZE
+        OTA_ESP_NVS_U8
+        OTA_ESP_NVS_I8
+        OTA_ESP_NVS_U16
+        OTA_ESP_NVS_I16
+        OTA_ESP_NVS_U32
+        OTA_ESP_NVS_I32
+        OTA_ESP_NVS_U64
+        OTA_ESP_NVS_I64
+        OTA_ESP_NVS_FLOAT
+        OTA_ESP_NVS_DOUBLE
+        OTA_ESP_NVS_STRING
+        OTA_ESP_NVS_BLOB
+        OTA_ESP_NVS_ANY
+        OTA_ESP_NVS_ERASE
+        OTA_ESP_NVS_PROGRAM
+    ctypedef int ota_esp_nvs_page_state
+    ctypedef int ota_esp_nvs_op_kind
+    ctypedef struct ota_esp_nvs:
+        pass
+    ctypedef struct ota_esp_nvs_page:
+        ota_esp_nvs_page_state state
+        uint32_t seq
+        uint8_t version
+        uint16_t written
+    ctypedef struct ota_esp_nvs_namespace:
+        uint8_t index
+        char name[17]
+    ctypedef struct ota_esp_nvs_item:
+        const char *namespace_name
+        uint8_t namespace_index
+        uint8_t type
+        char key[17]
+        const uint8_t *value
+        size_t len
+    ctypedef struct ota_esp_nvs_keys:
+        uint8_t bytes[64]
+    ctypedef struct ota_esp_nvs_options:
+        const ota_esp_nvs_keys *keys
+        bint purge
+    ctypedef struct ota_esp_nvs_op:
+        ota_esp_nvs_op_kind kind
+        size_t offset
+        size_t len
+        const uint8_t *data
+    ota_status ota_esp_nvs_keys_parse(const uint8_t *data, size_t len, ota_esp_nvs_keys *out, ota_error *error)
+    ota_status ota_esp_nvs_open(
+        const uint8_t *data, size_t size, const ota_esp_nvs_options *options, ota_esp_nvs **out, ota_error *error
+    )
+    void ota_esp_nvs_free(ota_esp_nvs **nvs)
+    size_t ota_esp_nvs_page_count(const ota_esp_nvs *nvs)
+    ota_esp_nvs_page ota_esp_nvs_page_at(const ota_esp_nvs *nvs, size_t index)
+    size_t ota_esp_nvs_namespace_count(const ota_esp_nvs *nvs)
+    ota_esp_nvs_namespace ota_esp_nvs_namespace_at(const ota_esp_nvs *nvs, size_t index)
+    size_t ota_esp_nvs_item_count(const ota_esp_nvs *nvs)
+    ota_esp_nvs_item ota_esp_nvs_item_at(const ota_esp_nvs *nvs, size_t index)
+    size_t ota_esp_nvs_damaged(const ota_esp_nvs *nvs)
+    ota_status ota_esp_nvs_get(
+        const ota_esp_nvs *nvs,
+        const char *namespace_name,
+        const char *key,
+        uint8_t type,
+        ota_esp_nvs_item *out,
+        ota_error *error
+    )
+    ota_status ota_esp_nvs_set(
+        ota_esp_nvs *nvs,
+        const char *namespace_name,
+        const char *key,
+        uint8_t type,
+        const uint8_t *value,
+        size_t len,
+        ota_error *error
+    )
+    ota_status ota_esp_nvs_erase(ota_esp_nvs *nvs, const char *namespace_name, const char *key, ota_error *error)
+    size_t ota_esp_nvs_op_count(const ota_esp_nvs *nvs)
+    ota_esp_nvs_op ota_esp_nvs_op_at(const ota_esp_nvs *nvs, size_t index)
+    size_t ota_esp_nvs_repair_count(const ota_esp_nvs *nvs)
+    const uint8_t *ota_esp_nvs_image(const ota_esp_nvs *nvs, size_t *size)
+    ota_status ota_esp_nvs_apply(uint8_t *partition, size_t size, const ota_esp_nvs_op *op, ota_error *error)
+
 # ---- target ----------------------------------------------------------------------------------------------------------
 
 cdef extern from "target/esp_target.h" nogil:

@@ -6,6 +6,7 @@ One extension module in several files: each room of ``src/csrc`` that Python rea
 
 include "border/errors.pxi"
 include "border/esp.pxi"
+include "border/nvs.pxi"
 include "border/sink.pxi"
 include "border/target.pxi"
 include "border/source.pxi"

@@ -1,9 +1,9 @@
 /* sources: transform/transform.c transform/transform_inflate.c transform/transform_zstd.c transform/transform_xz.c base/status.c base/bytes.c */
 /* libs: zlib libzstd liblzma */
 /* Any bytes through any decoder, in slices of any size: it ends, keeps its limit, and whole gives what slices give. */
-#include <stdlib.h>
 #include <string.h>
 
+#include "must.h"
 #include "transform/transform.h"
 
 #define LIMIT (64u << 10)
@@ -16,9 +16,7 @@ static ota_status decode(ota_transform_kind kind, const uint8_t *data, size_t le
     ota_transform *transform = NULL;
     ota_error error = {0};
     ota_status status = ota_transform_new(kind, LIMIT, MEMORY, &transform, &error);
-    if (status < 0) {
-        abort();
-    }
+    MUST(status == OTA_OK);
     size_t at = 0;
     *decoded_len = 0;
     while (status == OTA_OK) {
@@ -30,21 +28,13 @@ static ota_status decode(ota_transform_kind kind, const uint8_t *data, size_t le
         const int finishing = in.len == 0;
         status = finishing ? transform->ops->finish(transform, &out, &error)
                            : transform->ops->step(transform, &in, &out, &error);
-        if (in.pos > in.len || out.pos > out.capacity || out.pos > room) {
-            abort();
-        }
-        if (status == OTA_OK && in.pos == 0 && out.pos == 0) {
-            abort(); /* neither moves: an endless loop */
-        }
+        MUST(in.pos <= in.len && out.pos <= out.capacity && out.pos <= room);
+        MUST(status != OTA_OK || in.pos > 0 || out.pos > 0); /* otherwise: an endless loop */
         at += in.pos;
         *decoded_len += out.pos;
     }
-    if (status < 0 && error.status != status) {
-        abort();
-    }
-    if (status == OTA_DONE && (at != len || transform->bytes_out != *decoded_len)) {
-        abort();
-    }
+    MUST(status > 0 || error.status == status);
+    MUST(status != OTA_DONE || (at == len && transform->bytes_out == *decoded_len));
     ota_transform_free(&transform);
     return status;
 }
@@ -61,12 +51,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     const ota_status whole = decode(kind, data + 3, size - 3, SIZE_MAX, SIZE_MAX, first, &first_len);
     const ota_status slices = decode(kind, data + 3, size - 3, in_max, out_max, second, &second_len);
     /* Of damaged data the library may or may not give the last good bytes; complete data is the same bytes. */
-    if ((whole == OTA_DONE) != (slices == OTA_DONE)) {
-        abort();
-    }
-    if (whole == OTA_DONE && (first_len != second_len || memcmp(first, second, first_len) != 0)) {
-        abort();
-    }
+    MUST((whole == OTA_DONE) == (slices == OTA_DONE));
+    MUST(whole != OTA_DONE || (first_len == second_len && memcmp(first, second, first_len) == 0));
     ota_transform_detect(data, size);
     return 0;
 }
