@@ -7,7 +7,7 @@ from collections import namedtuple as _namedtuple
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 
-SourceInfo = _namedtuple("SourceInfo", ("size", "offset", "entity_tag"))
+SourceInfo = _namedtuple("SourceInfo", ("size", "offset", "entity_tag"), module="rmaker_ota.ota_core")
 SourceInfo.__doc__ = """What opening a source found out.
 
 Attributes:

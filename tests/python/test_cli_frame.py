@@ -169,3 +169,20 @@ def test_quiet_progress_says_nothing(capsys: pytest.CaptureFixture[str]) -> None
 )
 def test_bytes_for_people(count: int, text: str) -> None:
     assert output.mib(count) == text
+
+
+# ---- The commands ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_is_there_and_has_a_manual(name: str) -> None:
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    assert (command.help or "").strip()
+
+
+def test_an_install_imports_only_what_it_needs() -> None:
+    heavy = {"paho", "cryptography", "rich", "aiohttp", "asyncio", "cffi", "sqlite3", "ssl", "http", "urllib.request"}
+    code = "import sys, rmaker_ota.cli.install, rmaker_ota.targets.file, rmaker_ota.targets.esp32_image; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert not heavy & set(done.stdout.split())

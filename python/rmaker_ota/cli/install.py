@@ -173,7 +173,7 @@ def report(
     }
 
 
-def summary(result: InstallResult, target: Target) -> str:
+def summary(result: InstallResult, target: Target, *, left_alone: bool) -> str:
     """What a person reads at the end."""
     what = " ".join(part for part in (result.project, result.version) if part) or "the image"
     where = target.uri if target.uri.endswith(f":{result.slot}") else f"{result.slot} of {target.uri}"
@@ -188,7 +188,7 @@ def summary(result: InstallResult, target: Target) -> str:
         lines.append(f"SHA-256 {result.sha256.hex()}")
     if result.md5:
         lines.append(f"MD5 {result.md5.hex()}")
-    if target.verify_image_rules() and not result.activated:
+    if left_alone:
         lines.append(f"{result.slot} was not activated: what booted before boots next")
     return "\n".join(lines)
 
@@ -335,6 +335,7 @@ def command(
                 result = attempt(None)
             if record:
                 record.clear()
+            text = summary(result, place, left_alone=no_activate and place.running_slot() is not None)
     except (OtaError, OSError) as exc:
         if as_json and errors.exit_code(exc) != errors.ExitCode.USAGE:
             refused = errors.exit_code(exc) == errors.ExitCode.REJECTED
@@ -363,4 +364,4 @@ def command(
             )
         )
     else:
-        output.say(summary(result, place))
+        output.say(text)
