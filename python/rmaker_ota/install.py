@@ -1,10 +1,11 @@
 """One installation: a source, a target, and the engine between them.
 
-    >>> result = install("https://example.com/fw.bin", open_target("esp32-image:chip.bin"), options=InstallOptions(md5=digest))
+    >>> options = InstallOptions(md5=digest)
+    >>> result = install("https://example.com/fw.bin", open_target("esp32-image:chip.bin"), options=options)
 
-`install` does it in one call; `Installer` is the same thing as an object with ``start``, ``progress``, ``cancel`` and ``result``.
-The bytes go from the source to the target inside the C engine; Python sees the first few hundred of them (the header gate), the
-counters, and the result.
+`install` does it in one call; `Installer` is the same thing as an object with ``start``, ``progress``, ``cancel`` and
+``result``. The bytes go from the source to the target inside the C engine; Python sees the first few hundred of them
+(the header gate), the counters, and the result.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class ResumePoint:
     Attributes:
         offset: how many, from the start of the image.
         sha256: their digest, 32 bytes. A slot that holds something else is not resumed onto.
-        entity_tag: of the file they come from; "": none. With one the server is asked to send the whole file if it changed.
+        entity_tag: of the file they come from; "": none. With one the server is asked to send all of a file that changed.
     """
 
     offset: int
@@ -135,14 +136,16 @@ class InstallOptions:
         compute_sha256: compute the SHA-256 for the result although nobody announced one (0.57 s/GiB on another core).
         transform: "auto" (by magic number), "none", "gzip", "zlib", "zstd" or "xz".
         max_image_size: bytes a compressed file may expand to; 0: what the slot holds.
-        header_size: bytes gathered before the header gate, 1 to 4096. With ``require_description`` a shorter file is an error.
+        header_size: bytes gathered before the header gate, 1 to 4096. With ``require_description`` a shorter file is an
+            error.
         require_description: the image has to be an ESP app image; None: as the target says.
         activate: make the slot the next one to boot.
         read_back: after the sync, read the image from the slot and compare its digest.
         threads: overlap download, verification and writing on threads of the engine.
         buffer_size, buffer_count: of the ring between them; bytes, a multiple of 4096.
         progress_interval_s: seconds between two calls of ``on_progress``.
-        checkpoint_bytes, checkpoint_s: at most so often the data is synced and ``on_checkpoint`` called, whichever comes first.
+        checkpoint_bytes, checkpoint_s: at most so often the data is synced and ``on_checkpoint`` called, whichever comes
+            first.
         resume: where an earlier run ended; None: from the start.
     """
 
@@ -291,11 +294,12 @@ class Installer:
         slot: which slot; None: the target's next one.
         options: what is known of the file, and how it is installed.
         http: how a URL is fetched.
-        header_gate: sees the header before anything is written; returning accepts, raising refuses (`run` raises that very
-            exception).
+        header_gate: sees the header before anything is written; returning accepts, raising refuses (`run` raises that
+            very exception).
         on_phase, on_progress, on_checkpoint: told about it; what they raise ends the installation.
 
-    Callbacks are called on the thread that runs the installation. `cancel` and `progress` may be called from any thread.
+    Callbacks are called on the thread that runs the installation. `cancel` and `progress` may be called from any
+    thread.
     """
 
     def __init__(
@@ -345,7 +349,7 @@ class Installer:
         return self._install()
 
     def start(self) -> None:
-        """Installs on a thread of its own; `result` waits for it. Raises StateError when it was run or started before."""
+        """Installs on a thread of its own; `result` waits for it. Raises StateError if it was run or started before."""
         with self._lock:
             if self._begun:
                 raise StateError("an installer runs once")
@@ -388,7 +392,7 @@ class Installer:
         phase, position, size, image_bytes = pipeline.progress()
         return Progress(Phase(phase), position, image_bytes, sink.counts["bytes_skipped"], size)
 
-    # ---- inside -------------------------------------------------------------------------------------------------------
+    # ---- inside ------------------------------------------------------------------------------------------------------
 
     def _install_and_keep(self) -> None:
         try:

@@ -239,10 +239,10 @@ def test_every_failing_call_on_the_file_is_reported(path: Path) -> None:
 
 
 def test_nothing_leaks_descriptors(path: Path) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(20):
         pipeline(path, ota_core.MemorySource(DATA[:10_000])).run()
         with pytest.raises(errors.DigestError):
             pipeline(path, ota_core.MemorySource(DATA[:10_000]), file_sha256=bytes(32)).run()
     gc.collect()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

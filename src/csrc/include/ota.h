@@ -38,11 +38,11 @@
 #include "base/status.h" /* statuses, stages, errors */
 #include "port/port.h"   /* files, flash, clock; faults for tests */
 
+#include "engine/pipeline.h"     /* the run that joins them */
+#include "sink/sink.h"           /* raw slot, app slot in flash */
 #include "source/source.h"       /* https, file, descriptor, memory, push */
 #include "transform/transform.h" /* gzip, zlib, zstd, xz */
 #include "verify/verify.h"       /* SHA-256, MD5, size, ESP image */
-#include "sink/sink.h"           /* raw slot, app slot in flash */
-#include "engine/pipeline.h"     /* the run that joins them */
 
 #include "esp/esp_image.h"           /* app images */
 #include "esp/esp_otadata.h"         /* select entries and the boot decision */

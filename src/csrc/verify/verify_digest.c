@@ -155,8 +155,8 @@ ota_status ota_verify_digest_peek(const ota_verify *verify, uint8_t value[OTA_DI
         return self->error.status;
     }
     EVP_MD_CTX *copy = EVP_MD_CTX_new();
-    bool done = copy != NULL && EVP_MD_CTX_copy_ex(copy, self->context) == 1 &&
-                EVP_DigestFinal_ex(copy, value, NULL) == 1;
+    bool done =
+        copy != NULL && EVP_MD_CTX_copy_ex(copy, self->context) == 1 && EVP_DigestFinal_ex(copy, value, NULL) == 1;
     EVP_MD_CTX_free(copy);
     *len = self->len;
     return done ? OTA_OK : OTA_ERR_NO_MEMORY;
