@@ -239,6 +239,9 @@ cdef extern from "esp/esp_partition_table.h" nogil:
     const char *ota_esp_partition_subtype_name(uint8_t type, uint8_t subtype, char *out)
     ota_status ota_esp_layout_find(const ota_esp_partition_table *table, ota_esp_layout *layout, ota_error *error)
 
+cdef extern from "<stdbool.h>" nogil:
+    ctypedef bint c_bool "bool"  # where a pointer to a function has to have the very type
+
 cdef extern from "esp/esp_otadata.h" nogil:
     enum:
         OTA_ESP_SLOT_FACTORY
@@ -255,7 +258,7 @@ cdef extern from "esp/esp_otadata.h" nogil:
         bint verifies
         bint described
         uint32_t secure_version
-    ctypedef ota_status (*ota_esp_slot_probe)(void *user, int slot, bint full, ota_esp_slot_facts *facts,
+    ctypedef ota_status (*ota_esp_slot_probe)(void *user, int slot, c_bool full, ota_esp_slot_facts *facts,
                                               ota_error *error) noexcept
     ctypedef struct ota_esp_boot_config:
         uint32_t slot_count

@@ -36,7 +36,11 @@ def esp_chips():
             rows[i].name.decode("ascii"),
             rows[i].title.decode("ascii"),
             rows[i].bootloader_offset,
-            tuple((r.low, r.high) for r in rows[i].mapped if r.low != r.high),
+            tuple(
+                (rows[i].mapped[k].low, rows[i].mapped[k].high)
+                for k in range(2)
+                if rows[i].mapped[k].low != rows[i].mapped[k].high
+            ),
         )
         for i in range(count)
     )
@@ -336,7 +340,9 @@ def build_partition_table(table):
 
 cdef const char *_lookup_variable(void *user, const char *name) noexcept:
     value = (<dict>user).get(<bytes>name)
-    return NULL if value is None else <const char *>(<bytes>value)
+    if value is None:
+        return NULL
+    return <const char *>(<bytes>value)
 
 
 cdef int _csv_options(dict given, dict variables, ota_esp_csv_options *options) except -1:
@@ -537,7 +543,7 @@ cdef struct _slot_table:
     ota_esp_slot_facts facts[18]  # number + 2: test, factory, ota_0 .. ota_15
 
 
-cdef ota_status _probe_table(void *user, int slot, bint full, ota_esp_slot_facts *facts,
+cdef ota_status _probe_table(void *user, int slot, c_bool full, ota_esp_slot_facts *facts,
                              ota_error *error) noexcept nogil:
     facts[0] = (<_slot_table *>user).facts[slot + 2]
     return OTA_OK
