@@ -65,7 +65,7 @@ class ResumePoint:
     Attributes:
         offset: how many, from the start of the image.
         sha256: their digest, 32 bytes. A slot that holds something else is not resumed onto.
-        entity_tag: of the file they come from; "": none. With one the server is asked to send all of a file that changed.
+        entity_tag: of the file they come from; "": none. With one the server is asked to send a changed file whole.
     """
 
     offset: int
@@ -144,7 +144,7 @@ class InstallOptions:
         threads: overlap download, verification and writing on threads of the engine.
         buffer_size, buffer_count: of the ring between them; bytes, a multiple of 4096.
         progress_interval_s: seconds between two calls of ``on_progress``.
-        checkpoint_bytes, checkpoint_s: at most so often the data is synced and ``on_checkpoint`` called, whichever comes
+        checkpoint_bytes, checkpoint_s: at most so often the data is synced and ``on_checkpoint`` called; whichever is
             first.
         resume: where an earlier run ended; None: from the start.
     """
