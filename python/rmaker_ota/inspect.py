@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rmaker_ota import esp_format, ota_core
+from rmaker_ota import esp_format, nvs, ota_core
 from rmaker_ota.errors import ArgumentError, OtaError
 from rmaker_ota.targets.base import AppDescription
 
@@ -261,6 +261,23 @@ def _entry(entry: esp_format.OtadataEntry, slot_count: int) -> dict[str, Any]:
     }
 
 
+# ---- NVS -------------------------------------------------------------------------------------------------------------
+
+
+def inspect_nvs(data: bytes) -> dict[str, Any]:
+    """The items of a key-value partition, secrets masked. An encrypted one has none, and as many damaged ones."""
+    try:
+        found = ota_core.Nvs(data)
+    except OtaError as exc:
+        return {"pages": len(data) // SECTOR, "items": [], "damaged": 0, "error": _error(exc)}
+    return {
+        "pages": len(found.pages),
+        "items": nvs.describe(found.items()),
+        "damaged": found.damaged,
+        "error": None,
+    }
+
+
 # ---- Flash image -----------------------------------------------------------------------------------------------------
 
 
@@ -277,6 +294,9 @@ def inspect_flash(data: bytes) -> dict[str, Any]:
     except OtaError as exc:
         report["error"] = _error(exc)
         return report
+    for row in table.partitions:
+        if row.type == esp_format.TYPE_DATA and row.subtype == esp_format.SUBTYPE_DATA_NVS:
+            report["nvs"].append({"label": row.label, **inspect_nvs(data[row.offset : row.end])})
     facts = {}
     for name, row in _slots(layout):
         image = ota_core.parse_image(data[row.offset : row.end], kind="app", slot_size=row.size)
@@ -350,5 +370,6 @@ _LOOK: dict[str, Callable[[bytes], dict[str, Any]]] = {
     "image": inspect_image,
     "partition-table": inspect_partition_table,
     "otadata": inspect_otadata,
+    "nvs": inspect_nvs,
     "flash": inspect_flash,
 }
