@@ -12,6 +12,7 @@ The broker runs in the directory given to it, with a certificate authority of it
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import shutil
 import signal
@@ -240,10 +241,13 @@ class Mosquitto:
         if process is None or reader is None:
             return
         process.send_signal(signal.SIGCONT)
-        process.send_signal(how)
-        try:
-            process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
+        # Said again and again: mosquitto 2.0 forgets a SIGTERM that comes between the line "running" and its main loop.
+        for _ in range(40):
+            process.send_signal(how)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=0.25)
+                break
+        else:
             process.kill()
             process.wait()
         reader.join()
