@@ -12,6 +12,7 @@ import click
 
 from rmaker_ota.cli.errors import ExitCode
 from rmaker_ota.cli.output import is_terminal, json_option, print_json, say
+from rmaker_ota.errors import OtaError
 
 if TYPE_CHECKING:
     from rmaker_ota.demo.world import Outcome
@@ -42,22 +43,24 @@ def command(full_speed: bool, keep: Path | None, as_json: bool) -> int:
 
     begun = time.monotonic()
     terminal = is_terminal() and not as_json
+    outcomes: list[Outcome] = []
+    error: OtaError | None = None
+    node_log: list[str] = []
     with contextlib.ExitStack() as stack:
         stack.enter_context(interruptible())
-        if keep is None:
-            directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rmaker-ota-demo-")))
-        else:
-            directory = keep.absolute()
-            try:
-                directory.mkdir(mode=0o700)
-            except FileExistsError:
-                raise click.BadParameter(f"{keep} exists already", param_hint="--keep") from None
+        directory = _directory(keep, stack)
         show = Silent() if as_json else Terminal() if terminal else Lines()
         stack.callback(show.close)
         demo = Demo(directory, show, max_bytes_per_s=WATCHABLE if terminal and not full_speed else 0)
-        outcomes = demo.run()
+        try:
+            outcomes = demo.run()
+        except OtaError as exc:
+            if not as_json:
+                raise
+            error = exc
         ok = len(outcomes) == len(SCENARIOS) and all(outcome.ok for outcome in outcomes)
-        node_log = [] if ok else demo.node_log()
+        if not ok:
+            node_log = demo.node_log()
     seconds = time.monotonic() - begun
     if as_json:
         print_json(
@@ -65,12 +68,23 @@ def command(full_speed: bool, keep: Path | None, as_json: bool) -> int:
                 "ok": ok,
                 "seconds": round(seconds, 3),
                 "scenarios": [outcome.as_dict() for outcome in outcomes],
+                "error": None if error is None else error.message,
                 "node_log": node_log,
             }
         )
     else:
         _summary(outcomes, seconds, ok, node_log)
     return ExitCode.DONE if ok else ExitCode.FAILED
+
+
+def _directory(keep: Path | None, stack: contextlib.ExitStack) -> Path:
+    if keep is None:
+        return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rmaker-ota-demo-")))
+    try:
+        keep.mkdir(mode=0o700)
+    except FileExistsError:
+        raise click.BadParameter(f"{keep} exists already", param_hint="--keep") from None
+    return keep.absolute()
 
 
 def _summary(outcomes: list[Outcome], seconds: float, ok: bool, node_log: list[str]) -> None:

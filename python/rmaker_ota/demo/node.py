@@ -58,12 +58,12 @@ class Meter:
         self._thread.join()
 
     def on_event(self, event: Event) -> None:
-        if event.base == OTA_EVENT_BASE and event.id in {OtaEvent.STARTING, OtaEvent.IN_PROGRESS}:
+        """For every OTA event."""
+        if event.id in {OtaEvent.STARTING, OtaEvent.IN_PROGRESS}:
             self._loading.set()
         else:
             self._loading.clear()
-        if event.base == OTA_EVENT_BASE:
-            self._tell()
+        self._tell()
 
     def _run(self) -> None:
         while True:
@@ -88,7 +88,7 @@ def main() -> None:
     say("boot", version=boot.version, project=boot.project_name, slot=boot.running_slot, pid=os.getpid())
     meter = Meter(node)
     with Signals(node) as signals:
-        node.events.subscribe(meter.on_event)
+        node.events.subscribe(meter.on_event, OTA_EVENT_BASE)
         meter.start()
         try:
             # Broken firmware ends here: its diagnostics fail, and the node restarts into the one before.

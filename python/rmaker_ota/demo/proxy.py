@@ -54,20 +54,33 @@ class Proxy:
         self.stop()
 
     async def _serve(self) -> None:
-        server = await asyncio.start_server(self._accept, sock=self._listener)
+        self._listener.setblocking(False)
+        self._loop.add_reader(self._listener, self._accept)
         await self._stopped.wait()
-        server.close()
+        self._loop.remove_reader(self._listener)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
+    def _accept(self) -> None:
         try:
-            if self._upstream is None:
-                return
+            connection, _ = self._listener.accept()
+        except OSError:
+            return  # it went away again
+        task = asyncio.ensure_future(self._join(connection))
+        self._tasks.add(task)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            connection.close()  # also if the task never ran
+
+        task.add_done_callback(ended)
+
+    async def _join(self, connection: socket.socket) -> None:
+        if self._upstream is None:
+            return
+        reader, writer = await asyncio.open_connection(sock=connection)
+        try:
             up_reader, up_writer = await asyncio.open_connection(*self._upstream)
             try:
                 up = asyncio.ensure_future(self._pass_on(reader, up_writer))
@@ -83,9 +96,9 @@ class Proxy:
         except OSError:
             pass  # the other side is not there: as if this one were not either
         finally:
-            self._tasks.discard(task)
             with contextlib.suppress(OSError):
                 writer.close()
+                await writer.wait_closed()
 
     @staticmethod
     async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import queue
 import signal
 import socket
@@ -20,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any, Protocol
 
 from rmaker_ota.cloud import setup
@@ -37,7 +37,7 @@ from rmaker_ota.cloud.service import CloudService, ServiceThread, require_aiohtt
 from rmaker_ota.cloud.store import HistoryEntry, NodeState
 from rmaker_ota.demo.node import BROKEN
 from rmaker_ota.demo.proxy import Proxy
-from rmaker_ota.errors import OtaError, StateError
+from rmaker_ota.errors import NotFoundError, OtaError, StateError
 from rmaker_ota.esp_build import build_image
 from rmaker_ota.targets.base import BootState
 
@@ -259,6 +259,9 @@ class Demo:
             self._make_node(credentials.directory, mqtt_port, authority.path)
             process = self._start_node(stack, credentials.directory / "node.toml")
             show.fact("node", f"virtual ESP32-C3, 4 MiB of flash, {PROJECT} {FIRST_VERSION}, process {process.pid}")
+            if self._max_bytes_per_s:
+                text = f"slowed down to {self._max_bytes_per_s / 1e6:.1f} MB/s to be seen; --full-speed does not"
+                show.fact("downloads", text)
             yield
 
     def _start_broker(self, stack: contextlib.ExitStack, ca: Path, cert: Path, key: Path) -> int:
@@ -322,7 +325,6 @@ mode = "process"
             stderr=log,
             text=True,
             start_new_session=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
         )
         reader = threading.Thread(target=self._read_node, args=(process,), name="node", daemon=True)
         reader.start()
@@ -386,15 +388,14 @@ mode = "process"
                         self._tell_node(line, time.monotonic() - begun)
             after = self._service.mqtt.counts()
             outcome.messages = sum(after.values()) - sum(before.values())
+            if requests:
+                outcome.download_seconds = max(loaded_at - requests[0].at, 0.0)
+                outcome.bytes = IMAGE_SIZE
+                outcome.resumed_at = requests[-1].start if len(requests) > 1 and requests[-1].status == 206 else None
+            self._judge(outcome, requests)
         except OtaError as error:
             outcome.problems.append(str(error))
             outcome.seconds = outcome.seconds or time.monotonic() - begun
-            return outcome
-        if requests:
-            outcome.download_seconds = max(loaded_at - requests[0].at, 0.0)
-            outcome.bytes = IMAGE_SIZE
-            outcome.resumed_at = requests[-1].start if len(requests) > 1 and requests[-1].status == 206 else None
-        self._judge(outcome, requests)
         return outcome
 
     def _wait_subscribed(self, begun: float) -> None:
@@ -457,13 +458,16 @@ mode = "process"
             description = target.describe(slot) if slot else None
             outcome.slot = slot.name if slot else None
             outcome.running_version = description.version if description else None
-            state = target.boot_state(slot) if slot else None
+            try:
+                state = target.boot_state(slot) if slot else None
+            except NotFoundError:
+                state = None
         if outcome.state != scenario.ends:
             problems.append(f"the job ended as {outcome.state}, not {scenario.ends.value}")
         if outcome.running_version != scenario.runs:
             problems.append(f"version {outcome.running_version} runs, not {scenario.runs}")
         if state is not BootState.VALID:
-            problems.append(f"the running slot is {state.name if state else 'unknown'}, not VALID")
+            problems.append(f"the running slot is {'unknown' if state is None else state.name}, not VALID")
         if scenario.cut:
             failed = [info for status, info in outcome.reports if status == "failed"]
             if len(requests) != 2 or not outcome.resumed_at or len(failed) != 1:
@@ -476,9 +480,15 @@ mode = "process"
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Inside, SIGTERM and SIGHUP interrupt as SIGINT does. Main thread only."""
-    numbers = (signal.SIGTERM, signal.SIGHUP)
-    previous = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
+    """Inside, the first of SIGINT, SIGTERM and SIGHUP interrupts; further ones do not disturb the clearing up."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    previous = {number: signal.signal(number, interrupt) for number in numbers}
     try:
         yield
     finally:
