@@ -9,12 +9,15 @@ answer has an ``"error"`` where something is wrong. Offsets and sizes are bytes;
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rmaker_ota import esp_format, nvs, ota_core
-from rmaker_ota.errors import ArgumentError, OtaError
+from rmaker_ota.errors import ArgumentError, FormatError, OtaError
+from rmaker_ota.targets import chip_record
 from rmaker_ota.targets.base import AppDescription
+from rmaker_ota.targets.chip_record import ChipRecord
 
 TABLE_OFFSET = 0x8000  # where ESP-IDF puts the partition table unless told otherwise
 SECTOR = 4096
@@ -120,7 +123,8 @@ def inspect(where: str | Path, *, kind: str | None = None) -> dict[str, Any]:
     if len(data) > MAX_FILE:
         raise ArgumentError(f"{path} is larger than {MAX_FILE >> 20} MiB")
     kind = kind or identify(data)
-    return {"kind": kind, "path": str(path), "size": len(data), **_LOOK[kind](data)}
+    found = _LOOK[kind](data) if kind != "flash" else _inspect_chip(path, data)
+    return {"kind": kind, "path": str(path), "size": len(data), **found}
 
 
 # ---- Images ----------------------------------------------------------------------------------------------------------
@@ -281,14 +285,35 @@ def inspect_nvs(data: bytes) -> dict[str, Any]:
 # ---- Flash image -----------------------------------------------------------------------------------------------------
 
 
-def inspect_flash(data: bytes) -> dict[str, Any]:
-    """A whole flash: table, slots with their images, otadata, NVS partitions, and what boots next with rollback."""
-    report = inspect_partition_table(data[TABLE_OFFSET : TABLE_OFFSET + SECTOR], flash_size=len(data))
-    report |= {"bootloader": None, "slots": [], "otadata": None, "boot": None, "nvs": []}
+def _inspect_chip(path: Path, data: bytes) -> dict[str, Any]:
+    """A flash image with what the record beside it says of the chip."""
+    try:
+        record, damage = chip_record.load(path), None
+    except FormatError as exc:
+        record, damage = None, _error(exc)
+    report = inspect_flash(data, record)
+    report["error"] = report["error"] or damage
+    return report
+
+
+def inspect_flash(data: bytes, record: ChipRecord | None = None) -> dict[str, Any]:
+    """A whole flash: table, slots with their images, otadata, NVS partitions, and what boots next.
+
+    Args:
+        data: the flash.
+        record: of the chip it belongs to; None: one with rollback, whose revision and secure version are not known.
+    """
+    chip = record or ChipRecord()
+    table_bytes = data[chip.table_offset : chip.table_offset + SECTOR]
+    report = inspect_partition_table(table_bytes, flash_size=len(data))
+    report |= {"chip": None, "bootloader": None, "slots": [], "otadata": None, "boot": None, "nvs": []}
+    if record is not None:
+        names = {row.id: row.name for row in ota_core.esp_chips()}
+        report["chip"] = asdict(record) | {"chip": names.get(record.chip_id) if record.chip_id is not None else None}
     if report["error"]:
         return report
-    table = ota_core.parse_partition_table(data[TABLE_OFFSET : TABLE_OFFSET + SECTOR], flash_size=len(data))
-    report["bootloader"] = _find_bootloader(data)
+    table = ota_core.parse_partition_table(table_bytes, flash_size=len(data))
+    report["bootloader"] = _find_bootloader(data, chip.table_offset)
     try:
         layout = ota_core.partition_layout(table)
     except OtaError as exc:
@@ -299,7 +324,15 @@ def inspect_flash(data: bytes) -> dict[str, Any]:
             report["nvs"].append({"label": row.label, **inspect_nvs(data[row.offset : row.end])})
     facts = {}
     for name, row in _slots(layout):
-        image = ota_core.parse_image(data[row.offset : row.end], kind="app", slot_size=row.size)
+        image = ota_core.parse_image(
+            data[row.offset : row.end],
+            kind="app",
+            slot_size=row.size,
+            chip_id=chip.chip_id,
+            chip_revision=chip.chip_revision,
+            efuse_block_revision=chip.efuse_block_revision,
+            ignore_max_revision=chip.ignore_max_revision,
+        )
         app = image.descriptor
         facts[name] = esp_format.SlotFacts(
             verifies=image.error is None, described=app is not None, secure_version=app.secure_version if app else 0
@@ -332,6 +365,9 @@ def inspect_flash(data: bytes) -> dict[str, Any]:
             has_factory=layout.factory is not None,
             has_test=layout.test is not None,
             has_otadata=layout.otadata is not None,
+            rollback=chip.rollback or chip.anti_rollback,
+            anti_rollback=chip.anti_rollback,
+            secure_version=chip.secure_version,
             slots=facts,
         ),
     )
@@ -348,13 +384,13 @@ def _slots(layout: esp_format.PartitionLayout) -> Iterator[tuple[str, esp_format
         yield "test", layout.test
 
 
-def _find_bootloader(data: bytes) -> dict[str, Any] | None:
+def _find_bootloader(data: bytes, table_offset: int) -> dict[str, Any] | None:
     """The boot loader, at the offset of the chip it says it is for."""
     for chip in ota_core.esp_chips():
         at = chip.bootloader_offset
         if data[at : at + 1] != b"\xe9":
             continue
-        found = ota_core.parse_image(data[at:TABLE_OFFSET], kind="bootloader")
+        found = ota_core.parse_image(data[at:table_offset], kind="bootloader")
         if found.header is not None and found.header.chip_id == chip.id:
             return {
                 "offset": at,

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from rmaker_ota import ota_core
+from rmaker_ota.cli import cli
 from rmaker_ota.errors import (
     ArgumentError,
     DataError,
@@ -29,7 +31,8 @@ from rmaker_ota.errors import (
     TooLargeError,
 )
 from rmaker_ota.esp_build import build_image
-from rmaker_ota.install import ImageHeader, InstallOptions, install
+from rmaker_ota.inspect import inspect
+from rmaker_ota.install import ImageHeader, Installer, InstallOptions, Phase, install
 from rmaker_ota.targets import chip_record
 from rmaker_ota.targets.base import BootState, Slot
 from rmaker_ota.targets.chip_record import record_path
@@ -801,6 +804,23 @@ def test_a_chip_does_what_real_ones_did(path: Path, row: dict[str, Any]) -> None
             assert efuse is None or target.secure_version == int(efuse)
 
 
+def test_inspect_shows_the_chip_and_what_its_own_boot_loader_would_do(path: Path) -> None:
+    secure_chip(path, ("1:VALID", "2:NEW"), (1, 0), 1, running="ota_0")
+    found = inspect(f"esp32-image:{path}")
+    assert found["chip"]["chip"] == "esp32c3"
+    assert found["chip"]["running"] == "ota_0"
+    assert found["boot"]["slot"] == "ota_0"  # 2.0.0 has too small a secure version
+    with Esp32ImageTarget(path, read_only=True) as target:
+        assert list(target.preview().reasons) == found["boot"]["reasons"]
+    text = CliRunner().invoke(cli, ["inspect", str(path)]).output
+    assert "esp32c3 revision 3, secure version 1, anti-rollback; ota_0 runs" in text
+    record_path(path).write_text("{")
+    damaged = inspect(path)
+    assert damaged["chip"] is None
+    assert "delete it" in damaged["error"]["message"]
+    assert damaged["boot"]["slot"] == "ota_1"
+
+
 # ---- bad input -------------------------------------------------------------------------------------------------------
 
 
@@ -954,6 +974,24 @@ def test_a_chip_opened_for_reading_is_not_changed(path: Path, running: str | Non
                 change()
             assert (caught.value.status, caught.value.errno) == ("ERR_READ_ONLY", errno.EROFS)
     assert (path.read_bytes(), record_path(path).read_bytes()) == (flash, record)
+
+
+def test_questions_are_answered_while_an_installation_runs(path: Path) -> None:
+    make_chip(path, running="ota_0")
+    large = build_image(size=SLOT_SIZE, version="9", project_name="chip")
+    with Esp32ImageTarget(path) as target:
+        for _ in range(5):
+            installer = Installer(large, target, options=InstallOptions(buffer_size=4096))
+            installer.start()
+            asked = 0
+            while not asked or installer.progress().phase != Phase.DONE:
+                assert version_of(target) == "1.0.0"
+                assert state(target, "ota_0") is BootState.VALID
+                assert target.next_slot() == target.slot("ota_1")
+                assert not target.can_rollback()
+                asked += 1
+            installer.result(60)
+        assert boot(target) == "ota_1"
 
 
 def test_a_closed_chip_refuses_and_is_given_back(path: Path) -> None:

@@ -54,7 +54,18 @@ def otadata_lines(found: dict[str, Any]) -> Iterator[str]:
         yield f"otadata {number}     sequence {entry['seq']} -> {entry['slot']}, {entry['state']}{damage}{counts}"
 
 
+def chip_line(chip: dict[str, Any]) -> str:
+    revision = f" revision {chip['chip_revision']}" if chip["chip_revision"] is not None else ""
+    guard = "anti-rollback" if chip["anti_rollback"] else "rollback" if chip["rollback"] else "no rollback"
+    runs = f"{chip['running']} runs" if chip["running"] else "switched off"
+    return (
+        f"chip          {chip['chip'] or 'unknown'}{revision}, secure version {chip['secure_version']}, {guard}; {runs}"
+    )
+
+
 def flash_lines(found: dict[str, Any]) -> Iterator[str]:
+    if found["chip"]:
+        yield chip_line(found["chip"])
     if found["bootloader"]:
         boot = found["bootloader"]
         damage = f": {boot['error']['message']}" if boot["error"] else ""
