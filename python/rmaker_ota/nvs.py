@@ -69,6 +69,9 @@ def shown_value(item: NvsItem) -> Any:
         size = len(value) if isinstance(value, str | bytes) else 1
         return f"({size} {'byte' if size == 1 else 'bytes'}, not shown)"
     if isinstance(value, str):
+        plain, question, query = value.partition("?")
+        if question and "://" in plain:  # a URL's query is where signatures are
+            return _printable(f"{plain}?({len(query.encode('utf-8', 'surrogateescape'))} bytes, not shown)")
         return _printable(value)
     if isinstance(value, bytes):
         return value.hex() if len(value) <= 64 else f"{value[:32].hex()}... ({len(value)} bytes)"

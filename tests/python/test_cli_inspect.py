@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from rmaker_ota import ota_core
 from rmaker_ota.cli import cli
 
 VECTORS = Path(__file__).resolve().parents[1] / "data" / "vectors"
@@ -118,6 +119,35 @@ def test_a_damaged_app_is_not_what_boots(flash: Path) -> None:
     assert answer["boot"]["slot"] is None
 
 
+@pytest.mark.parametrize("name", ["nvs_all_types.bin", "nvs_firmware_progress.bin", "nvs_small.bin"])
+def test_nvs_partitions_are_listed(name: str) -> None:
+    answer = found(VECTORS / "nvs" / name)
+    assert (answer["kind"], answer["damaged"]) == ("nvs", 0)
+    assert answer["items"]
+    text = inspect(VECTORS / "nvs" / name).stdout
+    for item in answer["items"]:
+        assert f"{item['namespace']}/{item['key']} ({item['type']})" in text
+
+
+def test_secrets_of_an_nvs_partition_are_not_shown(tmp_path: Path) -> None:
+    partition = ota_core.Nvs(b"\xff" * 0x4000)
+    for namespace, key, kind, value in (
+        ("rmaker_creds", "client_key", "blob", b"-----BEGIN PRIVATE KEY-----hidden"),
+        ("nvs.net80211", "sta.pswd", "str", "hidden"),
+        ("rmaker_ota", "url", "str", "https://host/app.bin?signature=hidden"),
+        ("rmaker_ota", "job_id", "str", "shown"),
+        ("rmaker_ota", "count", "u16", 4711),
+    ):
+        partition.set(namespace, key, kind, value)
+    path = tmp_path / "nvs.bin"
+    path.write_bytes(partition.image)
+    for args in ([], ["--json"]):
+        text = inspect(path, *args).stdout
+        for word in ("client_key", "sta.pswd", "https://host/app.bin", "shown", "4711", "not shown"):
+            assert word in text
+        assert "hidden" not in text
+
+
 def test_text_shows_the_essentials(flash: Path) -> None:
     text = inspect(flash).output
     for part in ("esp32c3", "ota_0         vector_c3 1.0.0", "ota_1         empty", "boots next    ota_0", "0xe0000"):
@@ -170,7 +200,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     assert "nowhere.bin: No such file" in result.stderr
 
 
-@pytest.mark.parametrize("kind", ["image", "partition-table", "otadata", "flash"])
+@pytest.mark.parametrize("kind", ["image", "partition-table", "otadata", "nvs", "flash"])
 @pytest.mark.parametrize("data", [b"", b"\xe9", b"\xaa\x50", b"\xff" * 8192, b"\xaa\x50" * 40000])
 def test_any_bytes_taken_for_any_kind_are_described(tmp_path: Path, kind: str, data: bytes) -> None:
     path = tmp_path / "bytes.bin"
