@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rmaker_ota import esp_format, nvs, ota_core
-from rmaker_ota.errors import ArgumentError, FormatError, OtaError
+from rmaker_ota.errors import ArgumentError, FormatError, ImageError, OtaError
 from rmaker_ota.targets import chip_record
 from rmaker_ota.targets.base import AppDescription
 from rmaker_ota.targets.chip_record import ChipRecord
@@ -31,12 +31,25 @@ KINDS = ("image", "partition-table", "otadata", "nvs", "flash")
 def app_description(raw: bytes) -> AppDescription:
     """The app descriptor of an image, from its first 288 bytes.
 
+    A device reads it before it looks at anything else, and so does this: an image whose header is damaged still has its
+    descriptor (without chip and revisions), and is refused by the image check that follows.
+
     Raises:
         DataError: fewer bytes than that.
         ImageError: no image, or one without an app descriptor.
     """
-    header = ota_core.parse_image_header(raw)
-    found = ota_core.parse_app_descriptor(raw)
+    header: esp_format.EspImageHeader | None = None
+    wrong: OtaError | None = None
+    try:
+        header = ota_core.parse_image_header(raw)
+    except OtaError as exc:
+        wrong = exc
+    try:
+        found = ota_core.parse_app_descriptor(raw)
+    except ImageError as exc:
+        if wrong is None:
+            raise
+        raise wrong from exc  # not an image at all: the better sentence
     return AppDescription(
         version=found.version,
         project_name=found.project_name,
@@ -45,9 +58,9 @@ def app_description(raw: bytes) -> AppDescription:
         date=found.date,
         idf_version=found.idf_version,
         elf_sha256=found.elf_sha256,
-        chip_id=header.chip_id,
-        min_chip_revision=header.min_chip_rev_full,
-        max_chip_revision=header.max_chip_rev_full,
+        chip_id=None if header is None else header.chip_id,
+        min_chip_revision=0 if header is None else header.min_chip_rev_full,
+        max_chip_revision=0 if header is None else header.max_chip_rev_full,
     )
 
 

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rmaker_ota import esp_build, ota_core
-from rmaker_ota.errors import ArgumentError, ImageError, OtaError, RejectedError
+from rmaker_ota.errors import ArgumentError, DataError, ImageError, OtaError, RejectedError
 from rmaker_ota.esp_build import build_image
+from rmaker_ota.inspect import app_description
 
 SMALL = build_image(size=1024)
 KINDS = st.sampled_from(["app", "bootloader", "any"])
@@ -229,6 +230,18 @@ def test_a_result_carries_the_exception_that_would_be_raised() -> None:
     image = ota_core.parse_image(b"<html>", kind="app")
     assert isinstance(image.error, ImageError)
     assert image.header is None
+
+
+def test_the_header_gate_sees_the_descriptor_of_a_damaged_image() -> None:
+    assert app_description(SMALL[:288]).chip_id == 5
+    damaged_header = app_description(build_image(size=1024, bad_magic=True)[:288])
+    assert (damaged_header.version, damaged_header.chip_id) == ("1.0.0", None)
+    with pytest.raises(ImageError, match="descriptor"):
+        app_description(build_image(size=1024, bad_desc_magic=True)[:288])
+    with pytest.raises(ImageError, match="magic byte"):
+        app_description(b"<!DOCTYPE html>".ljust(288))
+    with pytest.raises(DataError):
+        app_description(SMALL[:287])
 
 
 def test_any_buffer_will_do() -> None:
