@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import queue
+import sqlite3
 import ssl
 import threading
 from collections.abc import Callable, Iterator
@@ -210,6 +211,28 @@ def test_reports_made_while_the_service_is_away_are_counted_when_it_is_back(
     with ServiceThread(config, on_change=watch) as service:
         assert watch.wait(job, "N1", "success").info == "while you were away"
         assert service.store.job_nodes(job)[0].state.finished
+
+
+def test_a_report_that_could_not_be_written_down_comes_again(
+    broker: Mosquitto, make_node: Callable[..., Node], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_for(broker, tmp_path)
+    node = make_node("N1")
+    tried = threading.Event()
+
+    def fail(*rest: object, **more: object) -> None:
+        tried.set()
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with ServiceThread(config, wait_ready_s=WAIT_S) as service:
+        job = service.jobs.create(import_image(service), ["N1"]).id
+        with monkeypatch.context() as patch:
+            patch.setattr(service.store, "record", fail)
+            node.report(job, "success", "the disk was full")
+            assert tried.wait(WAIT_S)
+    watch = Watch()
+    with ServiceThread(config, on_change=watch):
+        assert watch.wait(job, "N1", "success").info == "the disk was full"
 
 
 def test_a_job_made_without_broker_is_pushed_once_it_is_there_again(

@@ -7,6 +7,7 @@ import hashlib
 import http.client
 import json
 import socket
+import sqlite3
 import ssl
 import stat
 import subprocess
@@ -25,7 +26,15 @@ from rmaker_ota.cloud.client import AdminClient, ServiceUnreachable
 from rmaker_ota.cloud.config import AdminConfig, CloudConfig
 from rmaker_ota.cloud.http import RangeNotSatisfiable, Transfer, parse_range
 from rmaker_ota.cloud.service import CloudService, ServiceThread
-from rmaker_ota.errors import ArgumentError, ConfigError, DeviceError, NotFoundError, StateError, UnsupportedError
+from rmaker_ota.errors import (
+    ArgumentError,
+    ConfigError,
+    DeviceError,
+    NotFoundError,
+    OtaError,
+    StateError,
+    UnsupportedError,
+)
 from tests.python.cloud_parts import Clock, esp_image, free_port, service_config
 
 CONTENT = esp_image(300_000)
@@ -376,6 +385,15 @@ def test_errors_of_the_api_say_what_is_wrong(running: Running, tmp_path: Path) -
             admin._call("POST", "/v1/jobs", body=body)
     with pytest.raises(ArgumentError, match="metadata"):
         admin._call("POST", "/v1/jobs", body=b'{"nodes":["A"],"metadata":[1]}')
+
+
+def test_a_failing_database_is_named(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(running.service.store, "jobs", fail)
+    with pytest.raises(OtaError, match="the job service failed: database or disk is full"):
+        running.admin.jobs()
 
 
 def test_an_upload_that_breaks_off_is_not_an_image(running: Running) -> None:

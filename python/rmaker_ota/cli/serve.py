@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from rmaker_ota.cli.agent import notify
 from rmaker_ota.cli.errors import ExitCode
 from rmaker_ota.cli.output import json_option, print_json, say
 
@@ -36,7 +37,7 @@ def command(ctx: click.Context, config_path: Path, verbose: bool, as_json: bool)
     """Run the job service until it is stopped.
 
     `serve init DIR` makes certificates and a configuration to start with. With --json one line says when it listens and
-    one when the broker is connected. SIGTERM ends it with exit code 0.
+    one when the broker is connected. SIGTERM ends it with exit code 0. systemd units may use Type=notify.
     """
     if ctx.invoked_subcommand is not None:
         return ExitCode.DONE
@@ -48,6 +49,7 @@ def command(ctx: click.Context, config_path: Path, verbose: bool, as_json: bool)
     logging.getLogger("rmaker_ota").setLevel(logging.DEBUG if verbose else logging.INFO)
 
     def listening(service: CloudService) -> None:
+        notify("READY=1")
         if as_json:
             print_json({"event": "listening", **service.status()})
         else:
@@ -59,7 +61,10 @@ def command(ctx: click.Context, config_path: Path, verbose: bool, as_json: bool)
         else:
             say(f"connected to broker {config.mqtt.host}:{config.mqtt.port}")
 
-    stopped_by = asyncio.run(serve(config, on_listening=listening, on_ready=ready))
+    try:
+        stopped_by = asyncio.run(serve(config, on_listening=listening, on_ready=ready))
+    finally:
+        notify("STOPPING=1")
     return ExitCode.INTERRUPTED if stopped_by is signal.SIGINT else ExitCode.DONE
 
 

@@ -27,6 +27,7 @@ import json
 import logging
 import os
 import re
+import sqlite3
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -407,9 +408,9 @@ class AdminServer:
             return _error(404, str(error))
         except (ArgumentError, PayloadError) as error:
             return _error(400, str(error))
-        except OSError as error:
+        except (OSError, sqlite3.Error) as error:
             logger.exception("%s %s failed", request.method, request.path)
-            return _error(500, str(error))
+            return _error(500, f"the job service failed: {error}")
 
 
 def _error(status: int, message: str) -> web.Response:

@@ -7,7 +7,8 @@ Topics, all QoS 1 (specification of the protocol, section 2.1)::
     node/<id>/otaurl                                                       what we publish
 
 Every ``$aws/...`` filter is subscribed as it stands: brokers such as Mosquitto deliver these topics neither to ``#``
-nor to shared subscriptions. A message is acknowledged to the broker only after what it says was written down.
+nor to shared subscriptions. A message is acknowledged to the broker only after what it says was written down: one that
+could not be (disk full) comes again with the next connection.
 
 Handlers run on the client's network thread. Their failures are logged and never end it.
 """
@@ -102,7 +103,10 @@ class MqttLink:
         self._sent = self._received = 0  # each written by one thread at a time
         self._subscribe_mid: int | None = None
         client = Client(
-            CallbackAPIVersion.VERSION2, client_id=config.client_id, clean_session=not config.persistent_session
+            CallbackAPIVersion.VERSION2,
+            client_id=config.client_id,
+            clean_session=not config.persistent_session,
+            manual_ack=True,
         )
         if config.allow_plain:
             logger.warning("MQTT without TLS (allow_plain)")
@@ -176,7 +180,8 @@ class MqttLink:
             logger.warning("connection to the broker lost (%s); connecting again", reason)
 
     def _message(self, client: Client, userdata: Any, message: MQTTMessage) -> None:
-        self._guarded(lambda: self._dispatch(message))
+        if self._guarded(lambda: self._dispatch(message)):
+            client.ack(message.mid, message.qos)
 
     def _dispatch(self, message: MQTTMessage) -> None:
         self._received += 1
@@ -187,11 +192,13 @@ class MqttLink:
         node_id, suffix = parsed
         self._handlers[suffix](node_id, bytes(message.payload))
 
-    def _guarded(self, action: Callable[[], object]) -> None:
+    def _guarded(self, action: Callable[[], object]) -> bool:
         try:
             action()
         except Exception:
-            logger.exception("a message could not be handled")
+            logger.exception("a message could not be handled; the broker will bring it again")
+            return False
+        return True
 
 
 def _password(path: Path | None) -> str | None:
