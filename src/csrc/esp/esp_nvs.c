@@ -119,7 +119,7 @@ static nvs_ref *make_table(const nvs_flash *flash, size_t *count) {
     return table;
 }
 
-/* The oldest live item of that name; NULL: there is none. */
+/* The item of that name, in a table where no two have the same; NULL: there is none, or it is dead. */
 static nvs_ref *find_ref(nvs_ref *table, size_t count, uint8_t ns, const uint8_t key[KEY_SIZE], uint8_t type,
                          uint8_t chunk) {
     uint8_t id[sizeof table->id];
@@ -133,10 +133,7 @@ static nvs_ref *find_ref(nvs_ref *table, size_t count, uint8_t ns, const uint8_t
             high = middle;
         }
     }
-    while (low < count && table[low].dead && memcmp(table[low].id, id, sizeof id) == 0) {
-        low++;
-    }
-    return low < count && memcmp(table[low].id, id, sizeof id) == 0 ? &table[low] : NULL;
+    return low < count && !table[low].dead && memcmp(table[low].id, id, sizeof id) == 0 ? &table[low] : NULL;
 }
 
 /* ---- Open -------------------------------------------------------------------------------------------------------- */
@@ -345,11 +342,15 @@ static ota_status repair_blobs(nvs_flash *flash, ota_error *error) {
     if (table == NULL) {
         return no_memory(error);
     }
-    for (size_t i = 1; i < count; i++) {
-        if (memcmp(table[i].id, table[i - 1].id, sizeof table[i].id) == 0) {
-            drop_ref(flash, &table[i]);
+    size_t unique = 0;
+    for (size_t i = 0; i < count; i++) {
+        if (unique > 0 && memcmp(table[i].id, table[unique - 1].id, sizeof table[i].id) == 0) {
+            drop_ref(flash, &table[i]); /* firmware finds the older one; after a cut those two were told apart above */
+        } else {
+            table[unique++] = table[i];
         }
     }
+    count = unique;
     for (size_t i = 0; i < count; i++) {
         if (!table[i].dead && table[i].id[1 + KEY_SIZE] == NVS_TYPE_BLOB_INDEX &&
             !blob_is_whole(flash, table, count, nvs_head_of(flash, table[i].at))) {
