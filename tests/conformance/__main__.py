@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from tests.conformance.deviations import RULES
-from tests.conformance.runner import find, replay_all
+from tests.conformance.runner import find, platform, replay_all
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -19,6 +19,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folders", nargs="*", type=Path, metavar="DIR", help="folders of traces, or trace files")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--rules", action="store_true", help="print the deviation rules and stop")
+    parser.add_argument(
+        "--platform",
+        choices=("chip", "simple"),
+        default="chip",
+        help="chip: a flash image file and the engine (default); simple: slots in memory",
+    )
     parser.add_argument("-v", "--verbose", action="store_true", help="print every difference of an unmatched trace")
     given = parser.parse_args(arguments)
     if given.rules:
@@ -30,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     missing = [str(folder) for folder in given.folders if not folder.exists()]
     if missing:
         parser.error(f"no such folder: {', '.join(missing)}")
-    tally = replay_all(find(given.folders))
+    tally = replay_all(find(given.folders), platform(given.platform))
     if given.json:
         json.dump(tally.to_json(), sys.stdout, indent=2, ensure_ascii=False)
         print()

@@ -19,6 +19,16 @@ from tests.conformance.world import World
 Json = dict[str, Any]
 MakePlatform = Callable[[Json, Record], Platform]
 
+
+def platform(name: str) -> MakePlatform:
+    """Where the images lie: "chip" (flash image file and engine) or "simple" (slots in memory)."""
+    if name == "simple":
+        return SimplePlatform
+    from tests.conformance.chip import ChipPlatform  # needs the extension
+
+    return ChipPlatform
+
+
 PARAMS = "the params workflow is not built yet"
 MQTT = "the image over MQTT is not built yet"
 
@@ -34,27 +44,27 @@ class Outcome:
     left: list[str] = field(default_factory=list)
 
 
-def replay(trace: Trace, platform: MakePlatform = SimplePlatform) -> Outcome:
+def replay(trace: Trace, make_platform: MakePlatform = SimplePlatform) -> Outcome:
     """Replays one trace and judges it."""
     if trace.config["workflow"] != "topics":
         return Outcome("not_replayed", PARAMS)
     if trace.config["protocol"] != "https":
         return Outcome("not_replayed", MQTT)
     try:
-        world = run(trace, platform)
+        world = run(trace, make_platform)
     except UnknownInput as unknown:
         return Outcome("not_replayed", str(unknown))
     return judge(trace, world)
 
 
-def run(trace: Trace, platform: MakePlatform = SimplePlatform) -> World:
+def run(trace: Trace, make_platform: MakePlatform = SimplePlatform) -> World:
     """Lets the world of a trace take its course.
 
     Raises:
         UnknownInput: the trace asks for something the world cannot do.
     """
     check_inputs(trace)
-    world = World(trace, platform)
+    world = World(trace, make_platform)
     world.run()
     return world
 
@@ -135,7 +145,7 @@ def find(folders: Iterable[Path]) -> list[Path]:
     return found
 
 
-def replay_all(paths: Iterable[Path], platform: MakePlatform = SimplePlatform) -> Tally:
+def replay_all(paths: Iterable[Path], make_platform: MakePlatform = SimplePlatform) -> Tally:
     """Replays trace files; a JSON file that is no trace is passed over, one that cannot be read is unmatched."""
     tally = Tally()
     for path in paths:
@@ -148,7 +158,7 @@ def replay_all(paths: Iterable[Path], platform: MakePlatform = SimplePlatform) -
         if not is_trace(document):
             continue
         try:
-            outcome = replay(parse(document), platform)
+            outcome = replay(parse(document), make_platform)
         except UnknownInput as unknown:
             outcome = Outcome("not_replayed", str(unknown))
         except Exception as error:
