@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from pathlib import Path
 
@@ -36,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     missing = [str(folder) for folder in given.folders if not folder.exists()]
     if missing:
         parser.error(f"no such folder: {', '.join(missing)}")
+    logging.getLogger("rmaker_ota").addHandler(logging.NullHandler())  # failures are what is replayed
     tally = replay_all(find(given.folders), platform(given.platform))
     if given.json:
         json.dump(tally.to_json(), sys.stdout, indent=2, ensure_ascii=False)

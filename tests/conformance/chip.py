@@ -165,7 +165,8 @@ class ChipPlatform(Platform):
         entries = self._read_entries(target)
         for slot, (number, state) in sorted(entries.items()):
             old_number, old_state = self._entries.get(slot, (0, None))
-            # The running slot gets an entry where it had none, so that there is one to come back to; it stays what it was.
+            # The running slot gets an entry where it had none, so that there is one to come back to; it stays what
+            # it was.
             if old_state is None and state == BootState.VALID:
                 continue
             if state != old_state or (state == BootState.NEW and number != old_number):

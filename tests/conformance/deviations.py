@@ -29,6 +29,7 @@ LONGEST_DELAY_S = 2**32 / TICKS_PER_S
 FETCH_DELAY_S = 5.0
 RETRY_S = (30.0, 60.0, 120.0, 240.0, 480.0)
 PUBACK_S = 60.0
+SECTOR = 4096
 SUCCESS_INFO = "OTA Upgrade finished and verified successfully"
 ROLLED_BACK_INFO = "Firmware rolled back"
 NO_JSON = "Aborted. JSON Payload error"
@@ -913,7 +914,7 @@ def _jumped_over(context: Context, seen: Observation, percent: int) -> bool:
 @rule(
     "Q24",
     "A kept position is used only if it belongs to the slot, the size and the checksum of the job and the "
-    "digest of what is in the slot is known; it may be up to one sector behind what arrived; it is dropped "
+    "digest of what is in the slot is known; it may be up to one sector an attempt behind what arrived; it is dropped "
     "when the download cannot begin although the server answers, and when nothing of the image is there yet. "
     "It is stored in bytes.",
 )
@@ -931,7 +932,8 @@ def kept_position(context: Context) -> None:
         if missing.seen.data["key"] != extra.seen.data["key"] or not missing.seen.data["key"].endswith("ota_written"):
             continue
         theirs, ours = int(missing.seen.data["value"]), int(extra.seen.data["value"])
-        if theirs * 1024 - 4096 < ours <= theirs * 1024 + 1023:
+        resumed = sum(one.kind == "http_request" and (_offset(one.data["range"]) or 0) > 0 for one in context.replay)
+        if theirs * 1024 - SECTOR * (1 + resumed) < ours <= theirs * 1024 + 1023:
             context.explain("Q24", missing, extra)
     keys = ("ota_written", "ota_file_md5")
     position = [one for one in context.missing("stored") if one.seen.data["key"].endswith(keys)]
@@ -954,8 +956,15 @@ def _range_may_differ(context: Context, missing: Difference, ours: Observation, 
     if theirs == 0:
         return mine is None  # nothing of the image is there yet
     if mine is not None:
-        return theirs - 4096 < mine <= theirs
+        return theirs - SECTOR * (1 + _resumed_before(context, ours)) < mine <= theirs
     return not marker.own or _begin_failed_before(context, missing)
+
+
+def _resumed_before(context: Context, request: Observation) -> int:
+    """How many attempts of the job went on from a kept position before; each may have lost part of a sector."""
+    message = context.scenario.message_before(request.boot, request.step)
+    asked = [] if message is None else [one for one in episode(context, context.replay, message) if one is not request]
+    return sum(one.kind == "http_request" and (_offset(one.data["range"]) or 0) > 0 for one in asked)
 
 
 def _begin_failed_before(context: Context, request: Difference) -> bool:

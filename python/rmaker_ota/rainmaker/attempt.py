@@ -224,6 +224,8 @@ class Attempt:
         match error.status, error.stage:
             case (("ERR_IMAGE_CHIP" | "ERR_IMAGE_REVISION"), _):
                 return Stage.CHIP
+            case "ERR_IMAGE_MAGIC", _ if self._gate_passed:
+                return Stage.TRANSFER  # the firmware notices with the first write
             case _, "header":
                 return Stage.DESCRIPTION
             case _, _ if not self._gate_passed:

@@ -1610,8 +1610,8 @@ class Workflow:
         if run.refused:
             self._end_run(EspErr.FAIL)
             return
-        if not run.accepted and (event.answered or run.resume is None):
-            # What is kept may be why it cannot begin (Q24). An unreachable server says nothing about it.
+        if event.stage == Stage.VALIDATE or (not run.accepted and (event.answered or run.resume is None)):
+            # What is in the slot is wrong, or may be why it cannot begin (Q24). An unreachable server says nothing.
             self._forget_position()
         total = self._options.ota_max_retries
         info = f"OTA Attempt {run.number}/{total} failed: {_describe(event)[:MAX_ERR_DESC]}"[:MAX_ATTEMPT_INFO]

@@ -64,6 +64,8 @@ struct ota_pipeline {
     uint8_t written_digest[32]; /* their SHA-256, when checkpoints are on */
     uint64_t checkpoint_made, checkpoint_made_ms;
 
+    bool told_open, passed; /* one thread only: how far the gate is */
+
     uint64_t start; /* image bytes taken over from an earlier run */
     ota_run_counts counts;
     atomic_int phase;
@@ -256,7 +258,9 @@ static bool drain_after(ota_pipeline *p, ota_chunk *chunk, const ota_error *erro
     return true;
 }
 
-/* Fills the chunk. *ended: nothing comes after it. */
+static ota_status step_gate(ota_pipeline *p, bool *told_open, bool *passed, ota_error *error);
+
+/* Fills the chunk. *ended: nothing comes after it. With one thread the gate is asked as soon as the header is there. */
 static ota_status fill(ota_pipeline *p, ota_chunk *chunk, bool *ended, ota_error *error) {
     uint64_t began = now_ms(p);
     bool first = p->reader_offset == p->start;
@@ -286,6 +290,12 @@ static ota_status fill(ota_pipeline *p, ota_chunk *chunk, bool *ended, ota_error
         }
         if (first && p->start == 0 && p->resolved && chunk->len >= p->options.header_size) {
             header_is_ready(p, chunk->data, p->options.header_size);
+            if (p->options.single_thread && !p->passed) {
+                status = step_gate(p, &p->told_open, &p->passed, error);
+                if (status < 0) {
+                    return status;
+                }
+            }
         }
         if (chunk->len >= BLOCK && !*ended && now_ms(p) - began >= p->options.flush_ms) {
             p->carry_len = chunk->len % BLOCK;
@@ -716,11 +726,11 @@ static ota_status run_threads(ota_pipeline *p, ota_error *error) {
 }
 
 static ota_status run_single(ota_pipeline *p, ota_error *error) {
-    bool told_open = false, passed = false, ended = false, begun = false;
+    bool ended = false, begun = false;
     uint64_t ticked = now_ms(p);
     ota_status status = open_source(p, error);
     if (status >= 0) {
-        status = step_gate(p, &told_open, &passed, error);
+        status = step_gate(p, &p->told_open, &p->passed, error);
     }
     while (status >= 0 && !ended) {
         ota_chunk *chunk = &p->ring.chunks[0];
@@ -730,8 +740,8 @@ static ota_status run_single(ota_pipeline *p, ota_error *error) {
             memset(error, 0, sizeof *error);
             status = OTA_OK;
         }
-        if (status >= 0 && !passed) {
-            status = step_gate(p, &told_open, &passed, error);
+        if (status >= 0 && !p->passed) {
+            status = step_gate(p, &p->told_open, &p->passed, error);
         }
         if (status >= 0 && !begun) {
             begun = true;
@@ -853,6 +863,24 @@ static ota_status complete(ota_pipeline *p, ota_error *error) {
     return status;
 }
 
+/* Whether a run failed over the contents of a body that has arrived as a whole, and not over its first bytes. */
+static bool body_is_wrong(const ota_pipeline *p, const ota_error *error) {
+    if (error->stage != OTA_STAGE_VERIFY) {
+        return false;
+    }
+    switch (error->status) {
+    case OTA_ERR_IMAGE_MAGIC:
+    case OTA_ERR_IMAGE_CHIP:
+    case OTA_ERR_IMAGE_REVISION:
+    case OTA_ERR_IMAGE_FLASH_MODE:
+    case OTA_ERR_NOT_RESUMABLE:
+    case OTA_ERR_CANCELLED:
+        return false;
+    default:
+        return p->file_ended || atomic_load(&p->position) == atomic_load(&p->size);
+    }
+}
+
 ota_status ota_pipeline_run(ota_pipeline *p, const ota_pipeline_callbacks *callbacks, ota_error *error) {
     ota_error local = {0};
     if (p->callbacks != NULL) {
@@ -872,6 +900,8 @@ ota_status ota_pipeline_run(ota_pipeline *p, const ota_pipeline_callbacks *callb
     status = status < 0 ? status : told;
     if (status >= 0) {
         status = complete(p, &local);
+    } else if (body_is_wrong(p, &local)) {
+        enter_phase(p, OTA_PHASE_RECEIVED, &ignored); /* the verdict was there before everybody had seen the end */
     }
     p->options.source->ops->close(p->options.source);
     if (status < 0) {
