@@ -427,6 +427,7 @@ def test_stop_does_not_wait_for_a_broker_that_is_not_there(heard: Heard) -> None
     node.start(heard)
     node.stop(0.1)
     assert node._thread is not None
+    node._thread.join(WAIT_S)  # far less than its reconnect delay
     assert not node._thread.is_alive()
 
 

@@ -240,7 +240,8 @@ class Mosquitto:
         process, reader = self._process, self._reader
         if process is None or reader is None:
             return
-        process.send_signal(signal.SIGCONT)
+        if how != signal.SIGKILL:  # which ends a suspended process too, and must not let it finish its work first
+            process.send_signal(signal.SIGCONT)
         # Said again and again: mosquitto 2.0 forgets a SIGTERM that comes between the line "running" and its main loop.
         for _ in range(40):
             process.send_signal(how)

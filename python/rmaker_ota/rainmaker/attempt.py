@@ -40,6 +40,10 @@ log = logging.getLogger(__name__)
 _HTTP_CODES = re.compile(r"ERR_HTTP_(STATUS|REDIRECT|DOWNGRADE|NOT_MODIFIED|PROTOCOL|RANGE|TLS)")
 # Error statuses that come before any answer of the server.
 _UNANSWERED = re.compile(r"ERR_(HTTP_(CONNECT|RESOLVE|TLS|CONNECT_TIMEOUT|NO_RESPONSE|URL|INSECURE)|STALLED|DEADLINE)")
+# Bytes go to the slot a buffer at a time. A cut costs what is in the one being filled, which is much of a small image.
+SMALL_SLOT = 32 << 20
+SMALL_BUFFER = 64 << 10
+LARGE_BUFFER = 1 << 20
 _IMPOSSIBLE_MD5 = bytes(16)  # stands for an announced text that is no MD5: nothing can match it
 
 
@@ -200,6 +204,7 @@ class Attempt:
             self._post(AttemptProgress(self._action.attempt, progress.bytes_read))
 
     def _checkpoint(self, point: SlotResumePoint) -> None:
+        log.debug("%d bytes are durable", point.offset)
         self._post(AttemptCheckpoint(self._action.attempt, ResumePoint(point.offset, point.sha256, point.entity_tag)))
 
     def _failure(self, error: Exception) -> AttemptFailed:
@@ -278,6 +283,7 @@ def make_installation(
             progress_interval_s=0.25,
             checkpoint_bytes=options.ota_checkpoint_kib * 1024,
             checkpoint_s=options.ota_checkpoint_s,
+            buffer_size=SMALL_BUFFER if slot.size <= SMALL_SLOT else LARGE_BUFFER,
             resume=None if kept is None else SlotResumePoint(kept.offset, kept.sha256, kept.entity_tag),
         ),
         http=HttpOptions(

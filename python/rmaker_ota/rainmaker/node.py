@@ -98,6 +98,13 @@ class _ReportConfig:
     """Time to try the node configuration again."""
 
 
+@dataclass(frozen=True)
+class _Marker:
+    """What was posted before it has been handled."""
+
+    reached: threading.Event
+
+
 class _Listener:
     """Hears of the transport, on its thread, and leaves it to the loop."""
 
@@ -181,7 +188,8 @@ class Node:
         self._outcome = Outcome.STOPPED
         self._failure: BaseException | None = None
         self._lifecycle = threading.Lock()
-        self._is_down = False
+        self._is_stopping = False
+        self._is_down = False  # nothing is performed any more
         self._down = threading.Event()  # all that belongs to it has been given back
         self._attempt: Attempt | None = None
         self._calls: dict[int, _Call] = {}
@@ -237,7 +245,7 @@ class Node:
             StateError: the node is started already.
         """
         with self._lifecycle:
-            if self._is_down:
+            if self._is_stopping:
                 return
             if self._mqtt_started:
                 raise StateError("a node starts once")
@@ -427,6 +435,8 @@ class Node:
             case _ReportConfig():
                 if not self._is_started and self._transport.is_connected:
                     self._report_config()
+            case _Marker(reached):
+                reached.set()
             case _:
                 self._feed(item)  # type: ignore[arg-type]
 
@@ -456,6 +466,8 @@ class Node:
         except OtaError as error:
             # The node goes on: a state that is not kept costs a report after the next restart, stopping costs updates.
             log.error("state is not kept: %s", error)
+            return
+        log.debug("state kept: %s", ", ".join(changes))
 
     def _perform(self, action: rules.Action) -> rules.Input | None:
         """Does one thing; returns the answer to a question."""
@@ -639,7 +651,7 @@ class Node:
     def _shut_down(self, timeout_s: float, answer: int = EspErr.FAIL) -> bool:
         """Ends everything, once. Returns False to whoever does not come first, after the first one is done."""
         with self._lifecycle:
-            first, self._is_down = not self._is_down, True
+            first, self._is_stopping = not self._is_stopping, True
         if not first:
             if not self._loop.is_current():  # which the first one waits for
                 self._down.wait()
@@ -648,19 +660,29 @@ class Node:
             attempt = self._attempt
             if attempt is not None and not attempt.cancel(10.0):
                 log.error("the download does not end")
+            self._transport.stop(timeout_s)
+            if not self._loop.is_current():
+                self._drain()  # positions kept and acknowledgements that came up to now
+            self._is_down = True
             self._loop.stop()
             self._answer_all(answer)
-            self._transport.stop(timeout_s)
             for worker in (self._worker, self._event_worker):
                 if not worker.stop(timeout_s):
                     log.warning("a callback is not over; going on without it")
             self._target.close()
             self._store.close()
         finally:
+            self._is_down = True
             with _default_lock:
                 _defaults.remove(self)
             self._down.set()
         return True
+
+    def _drain(self) -> None:
+        """Waits until the loop has handled what was posted before."""
+        drained = threading.Event()
+        if self._loop.post(_Marker(drained)) and not drained.wait(10.0):
+            log.error("the node's thread is stuck")
 
 
 def restart_process() -> None:

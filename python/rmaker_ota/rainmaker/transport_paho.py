@@ -141,6 +141,7 @@ class PahoTransport(Transport):
         self._accepting = True
         self._stop_at: float | None = None
         self._is_connected = False
+        self._is_connecting = False
         # Owned by the thread:
         self._sent: dict[int, int] = {}  # paho's message id -> ours
         self._refusal: str | None = None
@@ -173,8 +174,8 @@ class PahoTransport(Transport):
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             self._wake()
-            # It may be in the middle of a connection attempt, which nothing can interrupt; it ends by itself then.
-            thread.join(timeout_s + 1.0)
+            if not self._is_connecting:  # nothing can interrupt an attempt; the thread ends by itself after it
+                thread.join(timeout_s + 1.0)
 
     @property
     def is_connected(self) -> bool:
@@ -287,10 +288,13 @@ class PahoTransport(Transport):
         self._refusal = self._ended_by = None
         self._write_blocked = False
         try:
+            self._is_connecting = True
             client.reconnect()  # waits: name look-up, TCP, TLS
         except (OSError, ValueError) as error:
             self._complain(f"cannot connect: {_reason(error)}")
             return
+        finally:
+            self._is_connecting = False
         give_up_at = time.monotonic() + self._connection.connect_timeout_s  # unless the broker answers the CONNECT
         last_out = last_in = time.monotonic()
         keepalive_s = self._connection.keepalive_s
@@ -435,8 +439,8 @@ class PahoTransport(Transport):
         self._listener.connected(bool(flags.session_present))
 
     def _on_disconnect(self, _client: paho.Client, _user: Any, _flags: Any, reason: Any, _more: Any) -> None:
-        if self._ended_by is None:
-            self._ended_by = str(reason)
+        if self._ended_by is None:  # paho knows no more of a lost connection than that it is lost
+            self._ended_by = "connection lost" if reason == "Unspecified error" else str(reason)
 
     def _on_message(self, _client: paho.Client, _user: Any, message: paho.MQTTMessage) -> None:
         try:
