@@ -153,6 +153,39 @@ TEST(what_runs_is_what_was_told_or_else_what_would_boot) {
     ota_esp_target_free(&target);
 }
 
+TEST(a_chip_that_is_off_is_switched_on_by_the_first_change) {
+    chip(false, BLANK, 0, BLANK, 0);
+    ota_esp_target *target = open_target();
+    ota_sink *sink = NULL;
+    CHECK_EQ(ota_esp_target_sink_new(target, 1, true, false, &sink, &error), OTA_OK);
+    CHECK_EQ(emu.flash.erases + emu.flash.programs, 0); /* a refused image leaves it off */
+    CHECK_EQ(sink->ops->open(sink, CHIP_IMAGE_SIZE, 0, &error), OTA_OK);
+    check_entry(0, 1, VALID); /* first use */
+    ota_sink_free(&sink);
+    ota_esp_target_free(&target);
+
+    chip(false, 1, VALID, 2, NEW);
+    target = open_target();
+    CHECK_EQ(ota_esp_target_running(target), 1);
+    CHECK_EQ(ota_esp_target_sink_new(target, 0, true, false, &sink, &error), OTA_ERR_PENDING_VERIFY);
+    check_entry(1, 2, NEW); /* it would be pending when it ran */
+    error = fresh_error();
+    CHECK_EQ(ota_esp_target_mark_valid(target, &error), OTA_OK);
+    check_entry(1, 2, VALID);
+    CHECK_EQ(install(target, 0, "3.0.0", 0, &error), OTA_OK);
+    check_entry(0, 3, NEW);
+    ota_esp_target_free(&target);
+
+    chip(false, 1, VALID, 2, PENDING);
+    target = open_target();
+    CHECK_EQ(ota_esp_target_set_boot(target, 1, &error), OTA_OK);
+    CHECK_EQ(ota_esp_target_running(target), 0);
+    check_entry(0, 1, VALID);
+    check_entry(1, 2, NEW); /* by way of ABORTED */
+    CHECK_EQ(boot(target), 1);
+    ota_esp_target_free(&target);
+}
+
 TEST(a_table_that_lies_is_an_error) {
     chip(false, 1, VALID, BLANK, 0);
     ota_esp_target *target = NULL;
@@ -718,6 +751,7 @@ TEST(any_operation_may_fail_and_leaves_the_old_or_the_new_image) {
 int main(void) {
     RUN(a_target_tells_its_slots_what_runs_and_what_they_hold);
     RUN(what_runs_is_what_was_told_or_else_what_would_boot);
+    RUN(a_chip_that_is_off_is_switched_on_by_the_first_change);
     RUN(a_table_that_lies_is_an_error);
     RUN(an_update_is_installed_booted_and_confirmed);
     RUN(an_update_that_is_not_confirmed_is_rolled_back);

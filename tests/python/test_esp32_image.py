@@ -187,11 +187,15 @@ def test_looking_at_a_chip_that_is_off_changes_nothing(path: Path, recorded: boo
     assert record_path(path).exists() == recorded
 
 
-def test_the_first_change_powers_a_chip_on(path: Path) -> None:
+def test_the_first_change_switches_a_chip_on(path: Path) -> None:
     make_chip(path, ("1:VALID", "2:NEW"))
     with Esp32ImageTarget(path) as target:
-        with pytest.raises(PendingVerifyError):  # 2.0.0 runs now, for the first time
+        with pytest.raises(PendingVerifyError):  # 2.0.0 would run for the first time
             target.open_sink(target.slot("ota_0"))
+        assert otadata(path) == ("1:VALID", "2:NEW")
+        spoil(path, "ota_0")
+        with pytest.raises(ImageError):
+            target.set_boot(target.slot("ota_0"))
         assert target.is_powered
         assert otadata(path) == ("1:VALID", "2:PENDING_VERIFY")
         target.mark_valid()
@@ -199,6 +203,30 @@ def test_the_first_change_powers_a_chip_on(path: Path) -> None:
         assert target.is_powered
         assert otadata(path) == ("1:VALID", "2:VALID")
         assert update(target) == "ota_0"
+
+
+@pytest.mark.parametrize("entries", [("blank", "blank"), ("1:VALID", "2:PENDING_VERIFY"), ("1:VALID", "blank")])
+def test_an_image_that_is_refused_does_not_even_switch_a_chip_on(path: Path, entries: tuple[str, str]) -> None:
+    make_chip(path, entries)
+    record_path(path).unlink()
+    flash = path.read_bytes()
+    with Esp32ImageTarget(path) as target:
+        with pytest.raises(RejectedError):
+            install(image("3.0.0", chip_id=9), target)
+        assert path.read_bytes() == flash
+        assert update(target) == "ota_1"
+        assert version_of(target) == "1.0.0"
+        assert boot(target) == "ota_1"
+        target.mark_valid()
+        assert boot(target) == "ota_1"
+
+
+def test_what_a_power_on_burns_is_written_down(path: Path) -> None:
+    secure_chip(path, ("1:VALID", "blank"), (3, 0), 1)
+    with Esp32ImageTarget(path) as target, pytest.raises(RejectedError):
+        target.set_boot(target.slot("ota_1"))
+    record = chip_record.load(path)
+    assert record is not None and record.secure_version == 3
 
 
 def test_what_runs_is_remembered_although_another_slot_was_chosen(path: Path) -> None:

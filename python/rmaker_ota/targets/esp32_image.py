@@ -5,8 +5,9 @@ keeps outside its flash lies beside it in ``PATH.chip.json`` (`chip_record`). ``
 in software.
 
 A chip without a record is switched off. Looking at it changes nothing and shows what a power-on would start; the first
-change (`open_sink`, `set_boot`, `mark_valid`, `mark_invalid`) powers it on first, with all the boot loader writes,
-because only an image that runs can do these things.
+change (a sink that is opened, `set_boot`, `mark_valid`, `mark_invalid`) switches it on first, with all the boot loader
+writes, because only an image that runs can do these things. What runs is written down before that, so that it is still
+known when another slot was chosen since.
 
 Order of what is made durable: flash first, one operation at a time, the record after it. A cut between a restart's
 flash writes and its record leaves the old slot recorded as running, which it was; the next restart, as after any power
@@ -19,6 +20,7 @@ import contextlib
 import errno
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -217,25 +219,23 @@ class Esp32ImageTarget(Target):
     def open_sink(self, slot: Slot, *, activate: bool = True) -> ota_core.Sink:
         with self._lock:
             name = self._name(slot)
-            self._power_on()
-            return self._esp.sink(name, activate=activate, rewrite_same=self._rewrite_same)
+            self._need_writable()
+            sink = self._esp.sink(name, activate=activate, rewrite_same=self._rewrite_same)
+            self._save()
+            return sink
 
     def set_boot(self, slot: Slot) -> None:
         with self._lock:
             name = self._name(slot)
-            self._power_on()
-            self._esp.set_boot(name)
+            self._change(lambda: self._esp.set_boot(name))
 
     def mark_valid(self) -> None:
         with self._lock:
-            self._power_on()
-            self._esp.mark_valid()
-            self._save()
+            self._change(self._esp.mark_valid)
 
     def mark_invalid(self) -> None:
         with self._lock:
-            self._power_on()
-            self._esp.mark_invalid()
+            self._change(self._esp.mark_invalid)
 
     def restart(self) -> BootReport:
         with self._lock:
@@ -283,10 +283,13 @@ class Esp32ImageTarget(Target):
                 device_code=errno.EROFS,
             )
 
-    def _power_on(self) -> None:
+    def _change(self, change: Callable[[], None]) -> None:
         self._need_writable()
-        if not self.is_powered:
-            self.restart()
+        self._save()  # what runs
+        try:
+            change()
+        finally:
+            self._save()  # what was burnt
 
     def _save(self) -> None:
         """Writes down what runs and what is burnt, where that changed."""

@@ -23,6 +23,7 @@ struct ota_esp_target {
     bool rollback, anti_rollback;
     uint32_t secure_version;
     int running;
+    bool is_off; /* the boot loader has not run yet */
     ota_esp_partition_table table;
     ota_esp_layout layout; /* points into table */
     ota_esp_slot slots[OTA_ESP_TARGET_SLOTS_MAX];
@@ -213,6 +214,37 @@ static ota_status carry_out(ota_esp_target *target, const ota_esp_plan *plan, ot
     return OTA_OK;
 }
 
+/* A restart. */
+static ota_status boot(ota_esp_target *target, ota_esp_boot_decision *decision, ota_error *error) {
+    ota_esp_otadata_entry entries[2];
+    ota_status status = choose(target, entries, decision, error);
+    status = status < 0 ? status : carry_out(target, &decision->plan, error);
+    if (status == OTA_OK) {
+        target->running = decision->slot;
+        target->is_off = false;
+    }
+    return status;
+}
+
+/* Only an image that runs can change anything. */
+static ota_status switch_on(ota_esp_target *target, ota_error *error) {
+    ota_esp_boot_decision decision;
+    return target->is_off ? boot(target, &decision, error) : OTA_OK;
+}
+
+/* The entries as they are, or of a chip that is off as the boot loader will leave them. */
+static ota_status foresee_entries(ota_esp_target *target, ota_esp_otadata_entry entries[2], ota_error *error) {
+    ota_esp_boot_decision decision;
+    if (!target->is_off) {
+        return read_entries(target, entries, error);
+    }
+    ota_status status = choose(target, entries, &decision, error);
+    if (status == OTA_OK) {
+        memcpy(entries, decision.after, sizeof decision.after);
+    }
+    return status;
+}
+
 static ota_status need_otadata(const ota_esp_target *target, ota_error *error) {
     return target->layout.otadata != NULL
                ? OTA_OK
@@ -226,7 +258,7 @@ static ota_status plan_begin(ota_esp_target *target, int slot, ota_esp_plan *pla
     ota_esp_otadata_entry entries[2];
     ota_esp_boot_config config = config_of(target);
     ota_status status = need_otadata(target, error);
-    status = status < 0 ? status : read_entries(target, entries, error);
+    status = status < 0 ? status : foresee_entries(target, entries, error);
     return status < 0 ? status : ota_esp_plan_begin(entries, &config, target->running, slot, plan, error);
 }
 
@@ -240,6 +272,7 @@ static ota_status writer_begin(void *user, ota_error *error) {
         status = ota_error_set(error, OTA_ERR_BUSY, OTA_STAGE_TARGET, 0, 0, "slot %s is being written already",
                                ota_esp_slot_name(writer->slot));
     }
+    status = status < 0 ? status : switch_on(target, error);
     status = status < 0 ? status : plan_begin(target, writer->slot, &plan, error);
     status = status < 0 ? status : carry_out(target, &plan, error);
     if (status == OTA_OK) {
@@ -292,17 +325,18 @@ static ota_status set_boot(ota_esp_target *target, int number, ota_error *error)
     ota_flash *flash = target->flash;
     const ota_esp_slot *slot;
     ota_esp_otadata_entry entries[2];
-    ota_esp_boot_config config = config_of(target);
     ota_esp_plan plan;
     bool trouble;
     ota_status status = need_slot(target, number, &slot, error);
     status = status < 0 ? status : need_otadata(target, error);
+    status = status < 0 ? status : switch_on(target, error);
     status = status < 0 ? status : flash->ops->sync(flash, error); /* what is verified is what is on the medium */
     status = status < 0 ? status : verify(target, slot, NULL, &trouble, error);
     status = status < 0 ? status : read_entries(target, entries, error);
     if (status < 0) {
         return status;
     }
+    ota_esp_boot_config config = config_of(target);
     status = ota_esp_plan_set_boot(entries, &config, target->running, number, &plan, error);
     if (status == OTA_ERR_SECURE_VERSION && number != target->running) {
         /* As the firmware does. Best effort: the verdict is what the caller has to hear. */
@@ -327,9 +361,10 @@ static ota_status mark(ota_esp_target *target, mark_planner planner, ota_error *
     ota_esp_otadata_entry entries[2];
     ota_esp_plan plan;
     pthread_mutex_lock(&target->lock);
-    ota_esp_boot_config config = config_of(target);
     ota_status status = need_otadata(target, error);
+    status = status < 0 ? status : switch_on(target, error);
     status = status < 0 ? status : read_entries(target, entries, error);
+    ota_esp_boot_config config = config_of(target);
     status = status < 0 ? status : planner(entries, &config, target->running, &plan, error);
     status = status < 0 ? status : carry_out(target, &plan, error);
     pthread_mutex_unlock(&target->lock);
@@ -365,13 +400,8 @@ ota_status ota_esp_target_choose(ota_esp_target *target, ota_esp_boot_decision *
 }
 
 ota_status ota_esp_target_boot(ota_esp_target *target, ota_esp_boot_decision *decision, ota_error *error) {
-    ota_esp_otadata_entry entries[2];
     pthread_mutex_lock(&target->lock);
-    ota_status status = choose(target, entries, decision, error);
-    status = status < 0 ? status : carry_out(target, &decision->plan, error);
-    if (status == OTA_OK) {
-        target->running = decision->slot;
-    }
+    ota_status status = boot(target, decision, error);
     pthread_mutex_unlock(&target->lock);
     return status;
 }
@@ -483,6 +513,7 @@ static ota_status load(ota_esp_target *target, uint64_t table_offset, ota_error 
         ota_esp_boot_decision decision;
         status = choose(target, entries, &decision, error);
         target->running = status < 0 ? OTA_ESP_SLOT_NONE : decision.slot;
+        target->is_off = true;
     }
     return status;
 }

@@ -29,7 +29,9 @@ typedef struct ota_esp_target_options {
     bool rollback;             /* boot loader and app were built with app rollback */
     bool anti_rollback;        /* with secure version checks too */
     uint32_t secure_version;   /* of the eFuses */
-    int running; /* slot whose image runs; OTA_ESP_SLOT_NONE or one the table lacks: what would boot now */
+    int running; /* slot whose image runs; OTA_ESP_SLOT_NONE or one the table lacks: the chip is off. Then what would boot
+                    now counts as running, and whatever changes the chip first switches it on: the boot loader makes its
+                    choice, with all it writes */
 } ota_esp_target_options;
 
 typedef struct ota_esp_slot {
@@ -53,7 +55,7 @@ void ota_esp_target_free(ota_esp_target **target);
 const ota_esp_slot *ota_esp_target_slots(const ota_esp_target *target, size_t *count);
 const ota_esp_partition_table *ota_esp_target_table(const ota_esp_target *target);
 
-/* Slot whose image runs; OTA_ESP_SLOT_NONE after a boot that found nothing. */
+/* Slot whose image runs, or of a chip that is off would run; OTA_ESP_SLOT_NONE: nothing boots. */
 int ota_esp_target_running(ota_esp_target *target);
 /* The smallest secure version accepted. It rises when a boot or mark_valid burns eFuses; whoever keeps them looks afterwards. */
 uint32_t ota_esp_target_secure_version(ota_esp_target *target);
@@ -76,7 +78,7 @@ ota_status ota_esp_target_state(ota_esp_target *target, int slot, uint32_t *stat
 
 /* ---- Changes ------------------------------------------------------------------------------------------------------ */
 
-/* A sink for a slot. Its open makes sure that only the running image boots from then on (ERR_SLOT_RUNNING, ERR_PENDING_VERIFY,
+/* A sink for a slot. Nothing is changed before its open, which makes sure that only the running image boots from then on (ERR_SLOT_RUNNING, ERR_PENDING_VERIFY,
  * also told here already; ERR_BUSY: the slot is being written), its commit does what set_boot does when `activate`. */
 ota_status ota_esp_target_sink_new(ota_esp_target *target, int slot, bool activate, bool rewrite_same, ota_sink **out,
                                    ota_error *error);
