@@ -1,10 +1,15 @@
-/* One mutex and one condition serve the whole ring: a chunk is about a mebibyte, so both are touched a few thousand times
- * for a gibibyte. */
+/* One mutex for the ring and one condition for each stage, so that a stage that lets go of a chunk wakes the one stage that waits
+ * for it: a wake-up that finds nothing to do costs two context switches.
+ *
+ * The memory asks for huge pages: direct writes pin every page they write from, and 512 pins of a huge page are cheap
+ * (measured over 512 MiB: 0.05 of 1.0 CPU seconds). */
 #include "engine/ring.h"
 
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+
+#define READER OTA_RING_STAGES /* index of the reader's condition and counter */
 
 ota_status ota_ring_init(ota_ring *ring, uint32_t count, size_t chunk_size, ota_error *error) {
     memset(ring, 0, sizeof *ring);
@@ -15,6 +20,9 @@ ota_status ota_ring_init(ota_ring *ring, uint32_t count, size_t chunk_size, ota_
     }
     void *memory = mmap(NULL, count * chunk_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     ota_chunk *chunks = calloc(count, sizeof *chunks);
+    if (memory != MAP_FAILED) {
+        madvise(memory, count * chunk_size, MADV_HUGEPAGE); /* where the kernel has none, small ones do */
+    }
     if (memory == MAP_FAILED || chunks == NULL) {
         if (memory != MAP_FAILED) {
             munmap(memory, count * chunk_size);
@@ -31,7 +39,9 @@ ota_status ota_ring_init(ota_ring *ring, uint32_t count, size_t chunk_size, ota_
         chunks[i].data = ring->memory + i * chunk_size;
     }
     pthread_mutex_init(&ring->lock, NULL);
-    pthread_cond_init(&ring->changed, NULL);
+    for (int i = 0; i <= OTA_RING_STAGES; i++) {
+        pthread_cond_init(&ring->turn[i], NULL);
+    }
     return OTA_OK;
 }
 
@@ -39,7 +49,9 @@ void ota_ring_destroy(ota_ring *ring) {
     if (ring->memory == NULL) {
         return;
     }
-    pthread_cond_destroy(&ring->changed);
+    for (int i = 0; i <= OTA_RING_STAGES; i++) {
+        pthread_cond_destroy(&ring->turn[i]);
+    }
     pthread_mutex_destroy(&ring->lock);
     munmap(ring->memory, ring->count * ring->chunk_size);
     free(ring->chunks);
@@ -49,45 +61,48 @@ void ota_ring_destroy(ota_ring *ring) {
 ota_chunk *ota_ring_reserve(ota_ring *ring) {
     pthread_mutex_lock(&ring->lock);
     while (!ring->stopped && ring->published - ring->passed[OTA_RING_WRITER] == ring->count) {
-        ring->waits[OTA_RING_STAGES]++;
-        pthread_cond_wait(&ring->changed, &ring->lock);
+        ring->waits[READER]++;
+        pthread_cond_wait(&ring->turn[READER], &ring->lock);
     }
     ota_chunk *chunk = ring->stopped ? NULL : &ring->chunks[ring->published % ring->count];
     pthread_mutex_unlock(&ring->lock);
     return chunk;
 }
 
-/* Every change of the counters is a short critical section that ends with waking whoever waits. */
-static void change(ota_ring *ring, uint64_t *counter, bool *flag) {
+void ota_ring_publish(ota_ring *ring) {
     pthread_mutex_lock(&ring->lock);
-    if (counter != NULL) {
-        (*counter)++;
-    }
-    if (flag != NULL) {
-        *flag = true;
-    }
-    pthread_cond_broadcast(&ring->changed);
+    ring->published++;
+    pthread_cond_signal(&ring->turn[OTA_RING_VERIFIER]);
     pthread_mutex_unlock(&ring->lock);
 }
 
-void ota_ring_publish(ota_ring *ring) {
-    change(ring, &ring->published, NULL);
+void ota_ring_release(ota_ring *ring, ota_ring_stage stage) {
+    pthread_mutex_lock(&ring->lock);
+    ring->passed[stage]++;
+    pthread_cond_signal(&ring->turn[stage + 1]); /* the next stage; behind the writer that is the reader */
+    pthread_mutex_unlock(&ring->lock);
+}
+
+/* Sets one of the ring's flags, which every stage has to see. */
+static void raise_flag(ota_ring *ring, bool *flag) {
+    pthread_mutex_lock(&ring->lock);
+    *flag = true;
+    for (int i = 0; i <= OTA_RING_STAGES; i++) {
+        pthread_cond_signal(&ring->turn[i]);
+    }
+    pthread_mutex_unlock(&ring->lock);
 }
 
 void ota_ring_end(ota_ring *ring) {
-    change(ring, NULL, &ring->ended);
+    raise_flag(ring, &ring->ended);
 }
 
 void ota_ring_open(ota_ring *ring) {
-    change(ring, NULL, &ring->open);
-}
-
-void ota_ring_release(ota_ring *ring, ota_ring_stage stage) {
-    change(ring, &ring->passed[stage], NULL);
+    raise_flag(ring, &ring->open);
 }
 
 void ota_ring_stop(ota_ring *ring) {
-    change(ring, NULL, &ring->stopped);
+    raise_flag(ring, &ring->stopped);
 }
 
 ota_chunk *ota_ring_peek(ota_ring *ring, ota_ring_stage stage) {
@@ -103,7 +118,7 @@ ota_chunk *ota_ring_peek(ota_ring *ring, ota_ring_stage stage) {
             break;
         }
         ring->waits[stage]++;
-        pthread_cond_wait(&ring->changed, &ring->lock);
+        pthread_cond_wait(&ring->turn[stage], &ring->lock);
     }
     pthread_mutex_unlock(&ring->lock);
     return chunk;

@@ -30,7 +30,7 @@ typedef enum ota_ring_stage {
 
 typedef struct ota_ring {
     pthread_mutex_t lock;
-    pthread_cond_t changed;
+    pthread_cond_t turn[OTA_RING_STAGES + 1]; /* one for each stage that may wait; the reader's is the last */
     uint8_t *memory;
     ota_chunk *chunks;
     uint32_t count;
