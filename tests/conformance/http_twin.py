@@ -210,7 +210,7 @@ class Client:
             path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
             if not self._fits(first_url, path):
                 self.peculiarities.add("the request does not fit the reference's send buffer")
-                raise HttpFailure("ERR_HTTP_URL", EspErr.HTTP_HEADER_TOO_LONG, answered=False)
+                raise HttpFailure("ERR_ARGUMENT", EspErr.HTTP_HEADER_TOO_LONG, answered=False)
             request: Json = {"method": "GET", "path": path, "range": None if offset is None else f"bytes={offset}-"}
             self._record("http_request", request)
             reply = yield from self._answer(behaviour, offset)

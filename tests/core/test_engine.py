@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from rmaker_ota import errors, ota_core
+from rmaker_ota.esp_build import build_image
 
 DATA = random.Random(1).randbytes(3_000_001)
 
@@ -83,6 +84,34 @@ def test_phases_come_in_order(path: Path) -> None:
     phases: list[str] = []
     pipeline(path).run(on_phase=phases.append)
     assert tuple(phases) == ota_core.PHASES
+
+
+@pytest.mark.parametrize("single_thread", [False, True])
+def test_a_whole_body_is_told_of_before_the_verdict_on_it(path: Path, single_thread: bool) -> None:
+    def phases_of(image: bytes) -> list[str]:
+        phases: list[str] = []
+        run = pipeline(path, ota_core.MemorySource(image), single_thread=single_thread, image_rules={"chip_id": 5})
+        with pytest.raises(errors.VerifyError):
+            run.run(on_phase=phases.append)
+        return phases
+
+    assert phases_of(build_image(size=1_000_000, bad_checksum=True))[-1] == "received"
+    assert "received" not in phases_of(build_image(size=65536, chip_id=9))  # judged by its first bytes
+
+
+@pytest.mark.parametrize("single_thread", [False, True])
+def test_the_gate_is_asked_when_the_header_is_there(path: Path, single_thread: bool) -> None:
+    source = ota_core.PushSource(size=1 << 20)
+    run = pipeline(path, source, single_thread=single_thread)
+    asked = threading.Event()
+    thread = threading.Thread(target=lambda: run.run(on_header=lambda *_: asked.set()))
+    thread.start()
+    source.write(bytes(300))
+    assert asked.wait(10)
+    source.write(bytes((1 << 20) - 300))
+    source.end()
+    thread.join(10)
+    assert not thread.is_alive()
 
 
 def test_digest_mismatch_is_an_error_and_names_both(path: Path) -> None:

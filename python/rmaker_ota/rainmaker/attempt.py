@@ -6,6 +6,7 @@ with none.
 
 from __future__ import annotations
 
+import errno
 import logging
 import re
 import threading
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from rmaker_ota.errors import ArgumentError, CancelledError, OtaError
+from rmaker_ota.esp_err import EspErr
 from rmaker_ota.rainmaker.workflow import (
     AttemptCheckpoint,
     AttemptFailed,
@@ -219,10 +221,25 @@ class Attempt:
         return AttemptFailed(
             number,
             self._stage(error),
-            error.esp_err,
-            0 if _HTTP_CODES.match(error.status) else max(error.device_code, 0),
+            self._esp_err(error),
+            self._errno(error),
             self._answered or (error.stage == "source" and not _UNANSWERED.match(error.status)),
         )
+
+    def _esp_err(self, error: OtaError) -> int:
+        """The code the firmware's client reports."""
+        if error.status == "ERR_HTTP_URL":
+            scheme, found, _ = self._action.url.partition("://")
+            other = bool(found) and scheme.lower() not in ("http", "https")
+            return EspErr.HTTP_INVALID_TRANSPORT if other else EspErr.FAIL
+        return EspErr.FAIL if error.status == "ERR_HTTP_NO_RESPONSE" else error.esp_err
+
+    def _errno(self, error: OtaError) -> int:
+        if _HTTP_CODES.match(error.status):
+            return 0
+        if error.status == "ERR_HTTP_CONNECT_TIMEOUT":
+            return error.device_code or errno.ETIMEDOUT
+        return max(error.device_code, 0)
 
     def _stage(self, error: OtaError) -> Stage:
         """What of the firmware's flow an error of the engine belongs to (specification, section 4.2)."""
