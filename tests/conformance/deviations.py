@@ -770,17 +770,17 @@ def outcome_is_kept(context: Context) -> None:
             for seen in context.replay[: one.index]
             if (earlier := status_of(seen)) is not None and without_time(earlier) == without_time(status)
         ]
-        if before:
-            lost = not before[-1].data["accepted"] or before[-1].boot < one.seen.boot
-        else:
-            lost = _verdict_was_lost(context, one.seen, status)
-        if not lost:
-            continue
         events = [
             other
             for other in context.extra("event")
             if same_place(other.seen, one.seen) and other.seen.data["data"] == status["additional_info"]
         ]
+        if before:
+            lost = not before[-1].data["accepted"] or before[-1].boot < one.seen.boot
+        else:
+            lost = bool(events) and status["status"] != "success" and _verdict_was_lost(context, one.seen, status)
+        if not lost:
+            continue
         context.explain("Q16", one, *events[:1])
         if before and one.seen.data["accepted"] is False:
             continue
@@ -951,8 +951,8 @@ def _offset(value: str | None) -> int | None:
 def _range_may_differ(context: Context, missing: Difference, ours: Observation, marker: Marker) -> bool:
     theirs = _offset(missing.seen.data["range"])
     mine = _offset(ours.data["range"])
-    if theirs is None:
-        return False
+    if theirs is None or marker.md5 is None or theirs != (marker.written or 0) * 1024:
+        return False  # not what the reference asks for either
     if theirs == 0:
         return mine is None  # nothing of the image is there yet
     if mine is not None:
@@ -989,8 +989,8 @@ def _useless_ranges(context: Context, markers: dict[int, int]) -> None:
     """A range the server does not grant is followed by a second connection; without the range there is only that
     one."""
     for one in list(context.missing("http_request")):
-        offset = _offset(one.seen.data["range"])
-        if offset is None or context.scenario.markers[markers[id(one.seen)]].own:
+        marker = context.scenario.markers[markers[id(one.seen)]]
+        if marker.own or _offset(one.seen.data["range"]) != (marker.written or 0) * 1024:
             continue
         answer = context.records[markers[id(one.seen)] + 1]
         if answer["kind"] == "http_response" and answer["status"] in (200, 416):
@@ -1179,7 +1179,7 @@ def _as_32_bits(value: Any) -> Any:
     """A number as the reference reads it."""
     if not isinstance(value, int):
         return value
-    return -1 if abs(value) >= 2**63 else (value + 2**31) % 2**32 - 2**31
+    return -1 if value >= 2**32 else (value + 2**31) % 2**32 - 2**31  # beyond, it is the largest one, read with a sign
 
 
 def _validity(start: Any, end: Any, now: int) -> str | None:
