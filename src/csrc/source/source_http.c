@@ -39,6 +39,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/socket.h>
 
 #if LIBCURL_VERSION_NUM < 0x075700
@@ -61,6 +62,11 @@ enum {
     MAX_LOCATION = 16 * 1024,
     MAX_DRAINED = 16 * 1024, /* bytes of an unwanted body that are read to keep the connection */
     MAX_WAIT_MS = 60000,
+    READ_AHEAD =
+        64 * 1024, /* ciphertext OpenSSL takes from the socket at once: four records in place of half a one, which
+                               saves a receive call and an acknowledgement each (measured over 512 MiB: 8 % of the CPU
+                               seconds, 9 % of the wall time; 128 KiB is no better) */
+    UNPROVEN_WAIT_MS = 20, /* until this curl was seen to follow a nudge: slow, but never stuck */
     SHOWN_URL = 120,
 };
 
@@ -132,7 +138,9 @@ typedef struct http_source {
     size_t spill_at, spill_len;
     bool paused;
     uint64_t drained;
-    uint64_t arrivals; /* counts everything that came from the server: proof of life */
+    uint64_t arrivals;  /* counts everything that came from the server: proof of life */
+    uint64_t nudged_at; /* what had come when curl was nudged last; UINT64_MAX: not since */
+    bool just_nudged, nudge_works;
     ota_rate rate;
 
     /* waiting: a stall is counted from where a wait first found nothing new, so a reader that is elsewhere does not count */
@@ -279,12 +287,26 @@ static void on_tls_event(const SSL *ssl, int where, int value) {
     }
 }
 
+/* Not behind an https proxy: the outer TLS would read ahead too, and what it holds back nobody could see. */
+static bool may_read_ahead(const http_source *self) {
+    static const char *const names[] = {"https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"};
+    const char *proxy = self->proxy;
+    for (size_t i = 0; proxy == NULL && i < sizeof names / sizeof names[0]; i++) {
+        proxy = getenv(names[i]);
+    }
+    return proxy == NULL || strncasecmp(proxy, "https:", 6) != 0;
+}
+
 static CURLcode on_tls(CURL *easy, void *context, void *user) {
     (void)easy;
     if (SSL_CTX_set_ex_data(context, tls_owner_index, user) != 1) {
         return CURLE_OUT_OF_MEMORY;
     }
     SSL_CTX_set_info_callback(context, on_tls_event);
+    if (may_read_ahead(user)) {
+        SSL_CTX_set_read_ahead(context, 1);
+        SSL_CTX_set_default_read_buffer_len(context, READ_AHEAD);
+    }
     return CURLE_OK;
 }
 
@@ -393,7 +415,10 @@ static size_t on_body(char *data, size_t size, size_t count, void *user) {
 /* Lets curl do what it can without waiting. */
 static ota_status perform(http_source *self, ota_error *error) {
     int running = 0, left = 0;
+    uint64_t before = self->arrivals;
     CURLMcode code = curl_multi_perform(self->multi, &running);
+    self->nudge_works = self->nudge_works || (self->just_nudged && self->arrivals != before);
+    self->just_nudged = false;
     if (code != CURLM_OK) {
         return code == CURLM_OUT_OF_MEMORY
                    ? fail_memory(self, error)
@@ -420,8 +445,31 @@ static ota_status check_deadline(http_source *self, uint64_t now, ota_error *err
     return OTA_OK;
 }
 
+/* With read-ahead, records can lie in OpenSSL's buffer while the socket has nothing to say, and curl asks the socket alone. */
+static bool holds_back(const http_source *self) {
+    struct curl_tlssessioninfo *info = NULL;
+    return self->secure && curl_easy_getinfo(self->easy, CURLINFO_TLS_SSL_PTR, &info) == CURLE_OK && info != NULL &&
+           info->backend == CURLSSLBACKEND_OPENSSL && info->internals != NULL && SSL_has_pending(info->internals) == 1;
+}
+
+/* Makes curl look at such records: a transfer that is resumed is read whatever the socket says. False: nothing is held
+ * back, or it was tried since the last arrival, and what lies there is the beginning of a record. */
+static bool nudge(http_source *self) {
+    if (self->arrivals == self->nudged_at || !holds_back(self)) {
+        return false;
+    }
+    self->nudged_at = self->arrivals;
+    self->just_nudged = true;
+    curl_easy_pause(self->easy, CURLPAUSE_RECV);
+    curl_easy_pause(self->easy, CURLPAUSE_CONT);
+    return true;
+}
+
 /* Waits until the socket, a timer of curl's, a time-out of ours or `cancel` has something to say. */
 static ota_status wait(http_source *self, ota_error *error) {
+    if (nudge(self)) {
+        return OTA_OK;
+    }
     uint64_t now = now_ms();
     if (self->arrivals != self->seen_arrivals) {
         self->seen_arrivals = self->arrivals;
@@ -441,6 +489,10 @@ static ota_status wait(http_source *self, ota_error *error) {
         most = self->stall_timeout_ms - quiet < most ? self->stall_timeout_ms - quiet : most;
     }
     most = self->deadline - now < most ? self->deadline - now : most;
+    if (!self->nudge_works && most > UNPROVEN_WAIT_MS && holds_back(self)) {
+        most = UNPROVEN_WAIT_MS;
+        self->nudged_at = UINT64_MAX;
+    }
     CURLMcode code = curl_multi_poll(self->multi, NULL, 0, (int)most, NULL);
     if (code != CURLM_OK && code != CURLM_WAKEUP_FAILURE) {
         return fail(self, error, OTA_ERR_HTTP_PROTOCOL, 0, "%s", curl_multi_strerror(code));
@@ -790,7 +842,7 @@ static ota_status fill(http_source *self, ota_error *error) {
         if (status != OTA_OK) {
             return status;
         }
-        if (self->arrivals == before && !self->finished) {
+        if (self->arrivals == before && !self->finished && !nudge(self)) {
             if (self->len > 0) {
                 return OTA_OK;
             }
@@ -1011,6 +1063,7 @@ ota_status ota_source_http_new(const ota_http_options *options, ota_source **out
         return ota_error_set_errno(error, OTA_STAGE_SOURCE, 0, ENOMEM, "making an HTTP source");
     }
     self->base.ops = &http_ops;
+    self->nudged_at = UINT64_MAX;
     pthread_condattr_t monotonic;
     pthread_condattr_init(&monotonic);
     pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
