@@ -432,6 +432,11 @@ def _check(reader: _Reader, config: NodeConfig) -> None:
         reader.fail("[node] id", node.id, "1 to 128 letters, digits or _ . : -")
     if node.network_id is not None and not re.fullmatch(r"[0-9A-F]{8}", node.network_id):
         reader.fail("[node] network_id", node.network_id, "8 upper-case hex digits")
+    # What is not built yet is said here, with the key, and not later by a node that takes no job.
+    if ota.type != "topics":
+        reader.fail("[ota] type", ota.type, '"topics": the params workflow is not built in')
+    if ota.ota_transport != "https":
+        reader.fail("[ota] transport", ota.ota_transport, '"https": images over MQTT are not built in')
     if not config.target.uri:
         reader.fail("[target] uri", None, 'a target such as "esp32-image:flash.bin"', found="missing")
     if config.restart.mode == "command" and not config.restart.command:

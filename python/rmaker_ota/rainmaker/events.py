@@ -108,8 +108,10 @@ class Events:
         """Hands an event on, without waiting."""
         log.debug("event %s %r", event.name, event.data)
         for subscription in self._subscriptions:
-            if subscription.base in (None, event.base):
-                self._worker.submit(functools.partial(self._deliver, subscription, event))
+            if subscription.base not in (None, event.base):
+                continue
+            if not self._worker.submit(functools.partial(self._deliver, subscription, event)):
+                log.error("event %s dropped: the callbacks are far behind, or the node ends", event.name)
 
     def _deliver(self, subscription: Subscription, event: Event) -> None:
         if subscription in self._subscriptions:

@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_MESSAGES_WAITING = 64  # received and not looked at; more are dropped
+MAX_EVENTS_WAITING = 1024  # events times subscribers; more are dropped, as behind a callback that does not return
 CONFIG_RETRY_S = 60.0  # after a node configuration that could not be published
 COMMAND_RETRY_S = 60.0  # after a restart command that failed
 FLUSH_S = 2.0  # at the end, for messages not acknowledged yet
@@ -220,7 +221,7 @@ class Node:
         self._loop = Loop(self._handle, self._clock)
         begin, end = self._loop.begin, self._loop.end
         self._worker = Worker("rmaker-worker", begin=begin, end=end)
-        self._event_worker = Worker("rmaker-events", capacity=None, begin=begin, end=end)
+        self._event_worker = Worker("rmaker-events", capacity=MAX_EVENTS_WAITING, begin=begin, end=end)
         self.events = Events(self._event_worker)
         self._listener = _Listener(self._loop)
         self._transport = transport if transport is not None else make_transport(config)
