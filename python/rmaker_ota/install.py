@@ -26,6 +26,8 @@ from rmaker_ota.errors import ArgumentError, ImageError, OtaError, OtaTimeoutErr
 if TYPE_CHECKING:
     from rmaker_ota.targets.base import AppDescription, Slot, Target
 
+IMAGE_MAGIC = b"\xe9"  # first byte of an ESP image (ESP-IDF ESP_IMAGE_HEADER_MAGIC)
+
 
 class Phase(StrEnum):
     """Where an installation is, in this order."""
@@ -536,6 +538,8 @@ def describe_image(raw: bytes, *, required: bool) -> AppDescription | None:
     Raises:
         ImageError: there is none, in stage "header".
     """
+    if raw[:1] != IMAGE_MAGIC and not required:
+        return None  # without the ESP formats, which take 20 ms to import
     from rmaker_ota.inspect import app_description
     from rmaker_ota.targets.base import AppDescription
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 from pathlib import Path
 
@@ -40,14 +39,14 @@ class FileTarget(Target):
             try:
                 status = self.path.stat()
             except FileNotFoundError:
-                return Slot(str(self.path), 0, shutil.disk_usage(self.path.parent).free)
+                return Slot(str(self.path), 0, self._room())
             if stat.S_ISBLK(status.st_mode):
                 fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
                 try:
                     return Slot(str(self.path), 0, os.lseek(fd, 0, os.SEEK_END))
                 finally:
                     os.close(fd)
-            free = shutil.disk_usage(self.path.parent).free
+            free = self._room()
             return Slot(str(self.path), 0, free + status.st_blocks * 512)
         except OSError as exc:
             raise DeviceError(
@@ -56,6 +55,11 @@ class FileTarget(Target):
                 stage="target",
                 device_code=exc.errno or 0,
             ) from None
+
+    def _room(self) -> int:
+        """Bytes of the file system that are free for this user."""
+        room = os.statvfs(self.path.parent)
+        return room.f_bavail * room.f_frsize
 
     def describe(self, slot: Slot) -> AppDescription | None:
         from rmaker_ota.inspect import app_description
