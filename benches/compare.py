@@ -1,8 +1,8 @@
 """Whole processes against each other: ``python benches/compare.py [--size-mib N] [--runs N] [--json]``.
 
-A file of incompressible bytes comes over TLS 1.3 from an nginx on loopback and goes, checked with SHA-256 and synced, into a raw
-file and into a loop block device. Peers run interleaved with us in the same rounds, every result is compared with the file
-before its time counts, and figures are medians.
+A file of incompressible bytes comes over TLS 1.3 from an nginx on loopback and goes, checked with SHA-256 and synced,
+into a raw file and into a loop block device. Peers run interleaved with us in the same rounds, every result is compared
+with the file before its time counts, and figures are medians.
 
     ours         rmaker-ota install URL file:OUT --sha256 HEX
     curl_null    curl -o /dev/null                              download and TLS alone
@@ -11,8 +11,8 @@ before its time counts, and figures are medians.
     shell_pipe   curl | tee >(openssl dgst) | dd oflag=direct   the plain way in a shell
     python       urllib3, 64 KiB pieces, hashlib, write, fdatasync: the plain way in Python
 
-Ratios are ours divided by the peer, so smaller is better; CPU is user + system seconds of the client's processes, the server's
-not included. ``--json`` prints one object.
+Ratios are ours divided by the peer, so smaller is better; CPU is user + system seconds of the client's processes, the
+server's not included. ``--json`` prints one object.
 """
 
 from __future__ import annotations
@@ -150,7 +150,12 @@ def dirty_pages_mib(path: Path) -> float | None:
     """MiB of the file in the page cache, as util-linux's fincore counts them; None where it is missing."""
     if shutil.which("fincore") is None or path.is_block_device():
         return None
-    counted = subprocess.run(["fincore", "--bytes", "--noheadings", "--output", "RES", str(path)], capture_output=True, text=True, check=False)
+    counted = subprocess.run(
+        ["fincore", "--bytes", "--noheadings", "--output", "RES", str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     return int(counted.stdout.strip() or 0) / MIB if counted.returncode == 0 else None
 
 
@@ -240,7 +245,8 @@ def rss_by_size(root: Path, url: str, ca: Path, out: Path) -> dict[str, object]:
         with (root / name).open("wb") as file:
             file.truncate(size * MIB)
         peaks = [
-            run([*ours(), "install", f"{url}/{name}", f"file:{out}", "--ca", str(ca), "--json"]).rss_mib for _ in range(3)
+            run([*ours(), "install", f"{url}/{name}", f"file:{out}", "--ca", str(ca), "--json"]).rss_mib
+            for _ in range(3)
         ]
         figures[f"{size}_mib"] = round(statistics.median(peaks), 1)
         (root / name).unlink()
@@ -253,7 +259,11 @@ def import_ms(runs: int) -> dict[str, object]:
     probe = "import time; t = time.perf_counter(); import rmaker_ota; print((time.perf_counter() - t) * 1e3)"
     values = [float(run([sys.executable, "-c", probe]).stdout) for _ in range(runs)]
     heavy = run(
-        [sys.executable, "-c", "import rmaker_ota, sys; print(*(m for m in ('paho', 'cryptography', 'rich') if m in sys.modules))"]
+        [
+            sys.executable,
+            "-c",
+            "import rmaker_ota, sys; print(*(m for m in ('paho', 'cryptography', 'rich') if m in sys.modules))",
+        ]
     ).stdout.split()
     return {"median_ms": round(statistics.median(values), 1), "heavy_modules": heavy}
 
@@ -307,7 +317,9 @@ def compare(size_mib: int, runs: int, folder: Path, report: Callable[[str], None
 
 
 def print_table(results: dict[str, object]) -> None:
-    print(f"{results['size_mib']} MiB over TLS 1.3, medians of {results['runs']} interleaved runs, {results['machine']}")
+    print(
+        f"{results['size_mib']} MiB over TLS 1.3, medians of {results['runs']} interleaved runs, {results['machine']}"
+    )
     for place in ("file", "block_device"):
         figures = results[place]
         if not isinstance(figures, dict):

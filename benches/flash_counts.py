@@ -1,7 +1,8 @@
-"""A 2 MiB image into an app slot of a flash image: which operations that takes. ``python benches/flash_counts.py FOLDER``
+"""A 2 MiB image into an app slot of a flash image: which operations that takes.
 
-Prints one JSON object. The counts are those of the flash: an erase may span many sectors; bytes_written are bytes programmed.
-It fails when a byte was programmed twice or a sector erased twice, or when the slot does not hold the image.
+``python benches/flash_counts.py FOLDER`` prints one JSON object. The counts are those of the flash: an erase may span
+many sectors; bytes_written are bytes programmed. It fails when a byte was programmed twice or a sector erased twice, or
+when the slot does not hold the image.
 """
 
 from __future__ import annotations

@@ -7,10 +7,11 @@ and sizes are bytes, revisions are ``major * 100 + minor``. Text that is not UTF
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final, Literal
 
 from rmaker_ota.errors import OtaError
+from rmaker_ota.records import dataclass
 
 TYPE_APP: Final = 0
 TYPE_DATA: Final = 1

@@ -16,12 +16,12 @@ import threading
 import time
 import types
 from collections.abc import Callable
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from rmaker_ota import ota_core
 from rmaker_ota.errors import ArgumentError, ImageError, OtaError, OtaTimeoutError, RejectedError, StateError
+from rmaker_ota.records import dataclass
 
 if TYPE_CHECKING:
     from rmaker_ota.targets.base import AppDescription, Slot, Target

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from rmaker_ota.records import dataclass
 
 if TYPE_CHECKING:
     from rmaker_ota.ota_core import Sink
