@@ -84,7 +84,8 @@ class ChipPlatform(Platform):
             if content:
                 parts.append((SLOTS[name][0], self.contents(content["image"])))
         if self._fault is not None:  # an empty sector need not be erased
-            parts.append((SLOTS["ota_1"][0], bytes(SLOTS["ota_1"][1])))
+            slot, size = SLOTS[self._faulty_slot()]
+            parts.append((slot, bytes(size)))
         for index, entry in enumerate(slots.get("boot_entries") or []):
             if entry:
                 state = BootState[entry["state"]]
@@ -94,11 +95,17 @@ class ChipPlatform(Platform):
             flash[offset : offset + len(part)] = part
         self._path.write_bytes(flash)
 
+    def _faulty_slot(self) -> str:
+        """The slot an update goes to at first."""
+        entries = [entry for entry in self._inputs.get("slots", {}).get("boot_entries") or [] if entry]
+        newest = max(entries, key=lambda entry: int(entry["seq"]), default={"slot": "factory"})
+        return {"ota_0": "ota_1"}.get(newest["slot"], "ota_0")
+
     def _make_fault(self, fault: Json | None) -> ota_core.Fault | None:
         if not fault:
             return None
         kind = {"write": ota_core.Fault.WRITE, "erase": ota_core.Fault.ERASE}[fault["op"]]
-        beyond = SLOTS["ota_1"][0] + fault.get("at", 0) + 1
+        beyond = SLOTS[self._faulty_slot()][0] + fault.get("at", 0) + 1
         return ota_core.Fault(ops=kind, count=fault.get("count", 1), errnum=errno.EIO, reaches=beyond)
 
     def _open(self, rollback: bool) -> Esp32ImageTarget:
@@ -215,11 +222,12 @@ class ChipPlatform(Platform):
                     piece = yield from body.read(services.read_size)
                     if not piece:
                         break
-                    with self._hand_over(), contextlib.suppress(CancelledError):
-                        push.write(piece)
-                        push.drain()
-                    if attempt.is_over:
-                        break
+                    try:
+                        with self._hand_over():
+                            push.write(piece)
+                            push.drain()
+                    except CancelledError:
+                        break  # the engine wants no more
                     progress = attempt.progress()
                     if progress is not None and attempt.accepted:
                         services.feed(AttemptProgress(action.attempt, progress.bytes_read))
@@ -252,6 +260,8 @@ class ChipPlatform(Platform):
                 if isinstance(event, AttemptFinished):
                     self._note_states(target)
                 services.feed(event)
+                if services.dark():
+                    attempt.decide("the power is gone")
 
         def make(
             made: StartAttempt, where: Target, slot: Slot, options: OtaSection, callbacks: Callbacks

@@ -45,6 +45,10 @@ class Context:
     replay: list[Observation]
     open: list[Difference]
     used: dict[str, int] = field(default_factory=dict)
+    all: list[Difference] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.all = list(self.open)
 
     def missing(self, kind: str | None = None) -> list[Difference]:
         return self._side("missing", kind)
@@ -440,6 +444,7 @@ def _explain_late_enable(context: Context, boot: int, step: int) -> None:
     "another one do not fire, nor does what they would have started.",
 )
 def one_fetch_timer(context: Context) -> None:
+    _replaced_timers(context)
     surplus = context.scenario.surplus
     if not surplus.started:
         return
@@ -465,6 +470,30 @@ def one_fetch_timer(context: Context) -> None:
         ]
         if ours <= theirs and any(is_timer(one.seen, "fetch_delay") for one in retries):
             context.explain("Q7", *retries)
+
+
+def _replaced_timers(context: Context) -> None:
+    """A fetch that ours alone asks for (Q12, Q13) takes the place of one that is due later."""
+    asked_for = [
+        one.seen for one in context.all if one.side == "extra" and one not in context.open and one.seen.kind == "timer"
+    ]
+    for ours in asked_for:
+        if not is_timer(ours, "fetch_delay"):
+            continue
+        due = ours.t + ours.data["seconds"]
+        for index, record in enumerate(context.records):
+            if record["kind"] != "timer_start" or record["timer"] != "fetch_delay" or record["boot"] != ours.boot:
+                continue
+            if record["t"] <= ours.t and record["t"] + record["seconds"] > due:
+                fired = context.scenario.fired
+                context.explain(
+                    "Q7",
+                    *(
+                        one
+                        for one in context.missing()
+                        if fired.get(one.seen.record) == index and is_fetching(one.seen)
+                    ),
+                )
 
 
 @rule(
@@ -847,17 +876,13 @@ def stall(context: Context) -> None:
 
 @rule(
     "Q22",
-    "Size and MD5 are checked after the download: a file that is not the announced one fails with `Image "
-    "validation failed`.",
+    "Size and MD5 are checked after the download, the size that the server announces before it: a file that is "
+    "not the announced one fails with `Image validation failed`.",
 )
 def not_the_announced_file(context: Context) -> None:
     for message in context.messages:
-        theirs = flow_of(episode(context, context.reference, message), str(message.field("ota_job_id")))
-        if theirs.line[-2:-1] not in ("R", "S"):
-            continue  # the reference had nothing against it either
-        if not _mismatch(context, message):
-            continue
-        job_went_otherwise(context, "Q22", message, lambda flow: "Image validation failed" in flow.failures)
+        if _mismatch(context, message):
+            job_went_otherwise(context, "Q22", message, lambda flow: "Image validation failed" in flow.failures)
 
 
 def _mismatch(context: Context, message: Message) -> bool:
@@ -921,12 +946,15 @@ def _jumped_over(context: Context, seen: Observation, percent: int) -> bool:
 def kept_position(context: Context) -> None:
     requests = [one for one in context.reference if one.kind == "http_request"]
     markers = dict(zip((id(one) for one in requests), context.scenario.requests, strict=True))
+    anew: list[Difference] = []
     for missing, extra in list(context.pairs("http_request")):
         if {**missing.seen.data, "range": None} != {**extra.seen.data, "range": None}:
             continue
         marker = context.scenario.markers[markers[id(missing.seen)]]
         if _range_may_differ(context, missing, extra.seen, marker):
             context.explain("Q24", missing, extra)
+            if (_offset(missing.seen.data["range"]) or 0) > 0 and extra.seen.data["range"] is None and not marker.own:
+                anew.append(missing)
     _useless_ranges(context, markers)
     for missing, extra in list(context.pairs("stored")):
         if missing.seen.data["key"] != extra.seen.data["key"] or not missing.seen.data["key"].endswith("ota_written"):
@@ -940,6 +968,7 @@ def kept_position(context: Context) -> None:
     values = {one.seen.data["key"].split("/")[1]: one.seen.data["value"] for one in position}
     if position and (values.get("ota_written") == 0 or _last_failure_before_data(context)):
         context.explain("Q24", *position)
+    _begun_anew(context, "Q24", anew)
     _wedge(context)
 
 
@@ -955,9 +984,12 @@ def _range_may_differ(context: Context, missing: Difference, ours: Observation, 
         return False  # not what the reference asks for either
     if theirs == 0:
         return mine is None  # nothing of the image is there yet
+    lost = SECTOR * (1 + _resumed_before(context, ours))
     if mine is not None:
-        return theirs - SECTOR * (1 + _resumed_before(context, ours)) < mine <= theirs
-    return not marker.own or _begin_failed_before(context, missing)
+        return theirs - lost < mine <= theirs
+    if theirs < lost:
+        return True  # not one whole sector of it
+    return not marker.own or _begin_failed_before(context, missing) or _other_size(context, missing.seen)
 
 
 def _resumed_before(context: Context, request: Observation) -> int:
@@ -974,6 +1006,19 @@ def _begin_failed_before(context: Context, request: Difference) -> bool:
         if status is not None and status["status"] == "failed":
             return any(text in status["additional_info"] for text in ("OTA Begin failed", "Failed to read image"))
     return False
+
+
+def _other_size(context: Context, request: Observation) -> bool:
+    """Whether the position was kept for a job with the same checksum and another size."""
+    message = context.scenario.message_before(request.boot, request.step)
+    if message is None:
+        return False
+    before = [
+        one
+        for one in context.messages
+        if (one.boot, one.step) < (message.boot, message.step) and one.field("file_md5") == message.field("file_md5")
+    ]
+    return bool(before) and before[-1].field("file_size") != message.field("file_size")
 
 
 def _last_failure_before_data(context: Context) -> bool:
@@ -996,6 +1041,14 @@ def _useless_ranges(context: Context, markers: dict[int, int]) -> None:
         if answer["kind"] == "http_response" and answer["status"] in (200, 416):
             connects = [other for other in context.missing("http_connect") if same_place(other.seen, one.seen)]
             context.explain("Q24", one, *connects[:1])
+
+
+def _begun_anew(context: Context, number: str, requests: list[Difference]) -> None:
+    """A job that ours begins anew where the reference goes on from a kept position can only end better."""
+    for one in requests:
+        message = context.scenario.message_before(one.seen.boot, one.seen.step)
+        if message is not None:
+            job_went_otherwise(context, number, message, lambda flow: "D" in flow.line)
 
 
 def _wedge(context: Context) -> None:
@@ -1066,14 +1119,13 @@ def _later(context: Context, number: str, boot: int, delay: float) -> None:
     extra = context.extra()
     for missing in context.missing():
         seen = missing.seen
-        if seen.boot < boot and seen.kind != "end":
+        at_the_end = seen.boot == 0
+        if seen.boot < boot and not at_the_end:
             continue
         for other in extra:
             if (
-                other.seen.kind == seen.kind
-                and (
-                    seen.kind == "end" or (other.seen.boot == seen.boot and abs(other.seen.t - seen.t - delay) < 0.002)
-                )
+                (other.seen.kind, other.seen.boot) == (seen.kind, seen.boot)
+                and (at_the_end or abs(other.seen.t - seen.t - delay) < 0.002)
                 and _same_later(seen.data, other.seen.data, delay)
             ):
                 extra.remove(other)
@@ -1145,6 +1197,7 @@ def whole_checksum(context: Context) -> None:
         for missing, extra in list(context.pairs("http_request")):
             if missing.seen is one and extra.seen.data == {**one.data, "range": None}:
                 context.explain("Q36", missing, extra)
+                _begun_anew(context, "Q36", [missing])
         context.explain(
             "Q36",
             *(

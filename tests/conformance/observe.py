@@ -108,7 +108,7 @@ def _data(record: Json) -> tuple[str, Json] | None:
         case "mqtt_unsubscribe":
             return ("unsubscribe", {"topic": record["topic"]}) if record.get("was_subscribed") else None
         case "message_not_delivered":
-            return "undelivered", {"topic": record["topic"]}
+            return "undelivered", {"topic": record.get("topic")}
         case "event":
             data = record["seconds"] if "seconds" in record else record.get("data")
             return "event", {"base": record["base"], "event": record["event"], "data": data}

@@ -69,6 +69,7 @@ class Services:
     ]  # real digest for a checksum of the trace, and the file served
     read_size: int
     rollback: bool
+    dark: Callable[[], bool]  # the power is gone
 
 
 class Platform(ABC):
@@ -367,7 +368,7 @@ class _SimpleAttempt:
             piece = yield from body.read(services.read_size)
             if not piece:
                 break
-        services.feed(AttemptReceived(number))
+        services.feed(AttemptReceived(number, self._at))
         self._finish(md5)
 
     def _content(self) -> bytearray:

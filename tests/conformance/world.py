@@ -79,6 +79,22 @@ from tests.conformance.trace import Trace, UnknownInput
 Json = dict[str, Any]
 ACK_S = 0.1
 NAMESPACE = "rmaker_ota"
+
+# What a trace may name as the moment of a loss of power, and what it is called here.
+_CUTS = {
+    "mqtt_publish": "publish",
+    "mqtt_subscribe": "subscribe",
+    "event": "event",
+    "callback": "callback",
+    "callback_return": "callback_return",
+    "api_return": "api_return",
+    "timer_start": "timer",
+    "http_connect": "http_connect",
+    "http_request": "http_request",
+    "slot_state": "slot_state",
+    "nvs_set": "stored",
+    "nvs_erase": "erased",
+}
 LONGEST_S = 400 * 86400.0  # of virtual time for one step; longer means that something runs in circles
 
 _MD5 = re.compile(r"[0-9a-fA-F]{32}")
@@ -172,6 +188,10 @@ class World:
         )
         self._checksums: dict[str, bytes] = {}
         self._queue_full = 0
+        self._power_loss_on: str | None = self._inputs.get("power_loss_on")
+        if self._power_loss_on is not None and self._power_loss_on not in _CUTS:
+            raise UnknownInput(f"power_loss_on {self._power_loss_on}")
+        self._dark = False
         self._running: Running | None = None
         self._reset_boot()
 
@@ -196,6 +216,7 @@ class World:
                     self._step(step)
                 return
             except Reboot as reboot:
+                self._dark = False
                 self._record("reboot", {"reason": reboot.reason})
 
     @property
@@ -224,6 +245,7 @@ class World:
         self._waiting: dict[int, Task] = {}
         self._returned: dict[int, int] = {}
         self._ota_config: Json = {}
+        self._enabled = False
         self._handle: int | None = None
         self._steps = 0
         self._attempting = False
@@ -251,7 +273,20 @@ class World:
         self._workflow = Workflow(self._options, info, facts, stored)
 
     def _record(self, kind: str, data: Json) -> None:
+        if self._dark:
+            return
+        self._happened(kind)
         self.seen.append(Observation(round(self.t, 3), self._boot, kind, data, self._steps))
+
+    def _happened(self, kind: str) -> None:
+        """The power goes at the first thing of a kind; from then on nothing is heard or done in this boot."""
+        if self._power_loss_on is not None and _CUTS[self._power_loss_on] == kind:
+            self._power_loss_on = None
+            self._dark = True
+            self._at(self.t, self._cut)
+
+    def _cut(self) -> None:
+        raise Reboot("power_loss")
 
     # -- Time
 
@@ -280,7 +315,7 @@ class World:
     def _settle(self) -> None:
         """Until nothing is at work any more."""
         limit = self.t + LONGEST_S
-        while self._active:
+        while self._active or self._dark:
             if not self._next(limit):
                 raise UnknownInput("a step does not come to an end")
 
@@ -325,7 +360,7 @@ class World:
 
     def _enable(self, ota_type: str | int, config: Json | None) -> None:
         number = {"topics": OtaType.USING_TOPICS, "params": OtaType.USING_PARAMS}.get(str(ota_type), ota_type)
-        if number == OtaType.USING_PARAMS:
+        if number == OtaType.USING_PARAMS and not self._enabled:
             raise UnknownInput("workflow params")
         given = None
         if config is not None:
@@ -341,7 +376,9 @@ class World:
         self._call_names[call] = "enable"
         self._feed(Enable(call, int(number), given))
         self._settle()
-        if self._returned.get(call) != EspErr.OK:
+        if self._returned.get(call) == EspErr.OK:
+            self._enabled = True
+        else:
             self._ota_config = before
 
     def _connect(self) -> None:
@@ -404,7 +441,7 @@ class World:
 
     def _report(self, report: Json, handle: int | None) -> _Call:
         status = report["status"]
-        number = OtaStatus[status] if isinstance(status, str) else int(status)
+        number = OtaStatus.__members__.get(status, 0) if isinstance(status, str) else int(status)
         return _Call("report_status", lambda call: CallReportStatus(call, handle, number, report.get("info")))
 
     def _api_step(self, call: Json) -> Task:
@@ -454,8 +491,10 @@ class World:
     # -- The workflow's driver, as its documentation has it
 
     def _feed(self, event: Input) -> None:
+        if self._dark:
+            return
         pending = deque(self._workflow.handle(event, self._now()))
-        while pending:
+        while pending and not self._dark:
             answer = self._perform(pending.popleft())
             if answer is not None:
                 pending.extendleft(reversed(self._workflow.handle(answer, self._now())))
@@ -491,8 +530,10 @@ class World:
                 self._spawn(self._diag_callback(action))
             case StoreSet(key, value):
                 self._nvs.setdefault(NAMESPACE, {})[key] = value
+                self._happened("stored")
             case StoreErase(key):
                 self._nvs.setdefault(NAMESPACE, {}).pop(key, None)
+                self._happened("erased")
             case PostEvent(base, event, data):
                 names = CommonEvent if base == COMMON_EVENT_BASE else OtaEvent
                 self._record("event", {"base": base, "event": names(event).name, "data": data})
@@ -629,5 +670,12 @@ class World:
 
         yield from self._platform.attempt(
             action,
-            Services(client, feed, self._checksum, self._options.http_rx_buffer_size, self._options.rollback_enable),
+            Services(
+                client,
+                feed,
+                self._checksum,
+                self._options.http_rx_buffer_size,
+                self._options.rollback_enable,
+                lambda: self._dark,
+            ),
         )

@@ -198,7 +198,8 @@ class Attempt:
 
     def _phase(self, phase: Phase) -> None:
         if phase == "received":
-            self._post(AttemptReceived(self._action.attempt))
+            progress = self.progress()
+            self._post(AttemptReceived(self._action.attempt, 0 if progress is None else progress.bytes_read))
         self._finishing = phase in ("verifying", "committing")
 
     def _progress(self, progress: Progress) -> None:
@@ -246,7 +247,7 @@ class Attempt:
         match error.status, error.stage:
             case (("ERR_IMAGE_CHIP" | "ERR_IMAGE_REVISION"), _):
                 return Stage.CHIP
-            case "ERR_IMAGE_MAGIC", _ if self._gate_passed:
+            case (("ERR_IMAGE_MAGIC" | "ERR_IMAGE_FLASH_MODE"), _) if self._gate_passed:
                 return Stage.TRANSFER  # the firmware notices with the first write
             case _, "header":
                 return Stage.DESCRIPTION

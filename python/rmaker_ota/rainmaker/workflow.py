@@ -295,9 +295,11 @@ class AttemptProgress:
 
 @dataclass(frozen=True, slots=True)
 class AttemptReceived:
-    """The whole body has arrived; nothing is known yet of its soundness."""
+    """The whole body has arrived, ``bytes_done`` with what a resume took over; nothing is known yet of its
+    soundness."""
 
     attempt: int
+    bytes_done: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -717,6 +719,7 @@ class Workflow:
             raise ValueError(f'ota_transport is "{options.ota_transport}", and only "https" is built in')
         self._options = options
         self._node = node
+        self._identity = node  # the last one that was there: topics and reports do not need the node information
         self._boot = boot
         self._boot_state = boot.boot_state
         self._stored: dict[str, StoredValue] | None = None if stored is None else dict(stored)
@@ -782,6 +785,7 @@ class Workflow:
                     self._start()
             case NodeInfoChanged(node):
                 self._node = node
+                self._identity = node or self._identity
             case MessageReceived(topic, payload):
                 self._on_message(topic, payload)
             case PublishResult(token):
@@ -800,8 +804,8 @@ class Workflow:
                 self._on_checkpoint(event)
             case AttemptProgress():
                 self._on_progress(event)
-            case AttemptReceived(attempt):
-                self._on_received(attempt)
+            case AttemptReceived():
+                self._on_received(event)
             case AttemptFinished():
                 self._on_finished(event)
             case AttemptFailed():
@@ -852,7 +856,8 @@ class Workflow:
 
     @property
     def _topics(self) -> Topics | None:
-        return None if self._node is None else Topics(self._node.node_id, self._options.mqtt_use_basic_ingest)
+        node = self._identity
+        return None if node is None else Topics(node.node_id, self._options.mqtt_use_basic_ingest)
 
     def _get(self, key: str) -> StoredValue | None:
         return None if self._stored is None else self._stored.get(key)
@@ -950,7 +955,7 @@ class Workflow:
             result.token = token
 
     def _status_payload(self, job_id: str | None, status: int, info: str) -> bytes:
-        network_id = None if self._node is None else self._node.network_id
+        network_id = None if self._identity is None else self._identity.network_id
         return status_payload(job_id, status_text(status), info, self._now.unix, network_id)
 
     def _load_results(self) -> list[_Result]:
@@ -1544,6 +1549,8 @@ class Workflow:
             self._do(RefuseHeader(event.attempt, reason))
             return
         run.accepted = True
+        if event.offset > 0 and run.data.filesize > 0:
+            run.percent = self._multiple_of_interval(100 * event.offset // run.data.filesize)  # not crossed this time
         self._report(OtaStatus.IN_PROGRESS, "Downloading Firmware Image")
         if not run.keep_position:
             self._forget_position()  # the slot is about to be overwritten (Q43)
@@ -1582,6 +1589,9 @@ class Workflow:
         if run is not None and run.accepted:
             self._report_progress(run, event.bytes_done)
 
+    def _multiple_of_interval(self, percent: int) -> int:
+        return percent - percent % self._options.ota_progress_interval_pct
+
     def _report_progress(self, run: _Run, bytes_done: int) -> None:
         if not self._options.ota_progress_support or run.data.filesize <= 0:
             return
@@ -1591,11 +1601,11 @@ class Workflow:
             run.percent = percent
             self._report(OtaStatus.IN_PROGRESS, f"Downloaded {percent}% Firmware Image")
 
-    def _on_received(self, attempt: int) -> None:
-        run = self._current(attempt)
+    def _on_received(self, event: AttemptReceived) -> None:
+        run = self._current(event.attempt)
         if run is None:
             return
-        self._report_progress(run, run.data.filesize)  # what nobody had told yet
+        self._report_progress(run, event.bytes_done)  # what nobody had told yet
         run.percent = 100
         self._forget_position()
         self._report(OtaStatus.IN_PROGRESS, "Firmware Image download complete")
