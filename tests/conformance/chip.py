@@ -29,7 +29,7 @@ from rmaker_ota.rainmaker.attempt import Attempt, Callbacks, Installation, make_
 from rmaker_ota.rainmaker.workflow import AttemptFailed, AttemptFinished, AttemptProgress, Input, StartAttempt
 from rmaker_ota.targets.base import BootState, Slot, Target
 from rmaker_ota.targets.esp32_image import Esp32ImageTarget
-from tests.conformance.http_twin import Body, HttpFailure
+from tests.conformance.http_twin import Body, HttpFailure, PowerCut
 from tests.conformance.platforms import Platform, Record, Running, Services
 
 Json = dict[str, Any]
@@ -217,6 +217,8 @@ class ChipPlatform(Platform):
         push = ota_core.PushSource(size=size, capacity=1 << 16, offset=offset)
         attempt = self._begin(action, md5, push, failure, services)
         if body is not None:
+            with self._hand_over(), contextlib.suppress(CancelledError):
+                push.drain()  # what can be done before the first byte: the header of a resumed image is in the slot
             try:
                 while True:
                     piece = yield from body.read(services.read_size)
@@ -228,6 +230,8 @@ class ChipPlatform(Platform):
                             push.drain()
                     except CancelledError:
                         break  # the engine wants no more
+                    if services.dark():
+                        break
                     progress = attempt.progress()
                     if progress is not None and attempt.accepted:
                         services.feed(AttemptProgress(action.attempt, progress.bytes_read))
@@ -262,6 +266,8 @@ class ChipPlatform(Platform):
                 services.feed(event)
                 if services.dark():
                     attempt.decide("the power is gone")
+                    if not isinstance(event, AttemptFailed | AttemptFinished):
+                        raise PowerCut  # ends the engine where it is
 
         def make(
             made: StartAttempt, where: Target, slot: Slot, options: OtaSection, callbacks: Callbacks

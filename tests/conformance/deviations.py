@@ -932,8 +932,20 @@ def _jumped_over(context: Context, seen: Observation, percent: int) -> bool:
     size = None if message is None else message.field("file_size")
     if not isinstance(size, int) or size <= 0:
         return False
+    if _between_positions(context, seen, percent, size):
+        return True
     step = context.scenario.trace.config["http_rx_buffer_size"]
     return all(100 * position // size != percent for position in range(0, size + step, step))
+
+
+def _between_positions(context: Context, seen: Observation, percent: int, size: int) -> bool:
+    """Whether ours goes on from a position behind the reference's (Q24) and passes this multiple on the way."""
+    before = [one for one in context.replay[: context.replay.index(seen)] if one.kind == "http_request"]
+    if not before:
+        return False
+    theirs = [one for one in context.reference if one.kind == "http_request" and same_place(one, before[-1])]
+    mine = _offset(before[-1].data["range"]) or 0
+    return any(100 * mine // size < percent <= 100 * (_offset(one.data["range"]) or 0) // size for one in theirs)
 
 
 @rule(

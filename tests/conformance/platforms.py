@@ -365,11 +365,14 @@ class _SimpleAttempt:
             if piece:
                 self._write(piece)
                 services.feed(AttemptProgress(number, self._at))
+            if services.dark():
+                return
             piece = yield from body.read(services.read_size)
             if not piece:
                 break
         services.feed(AttemptReceived(number, self._at))
-        self._finish(md5)
+        if not services.dark():
+            self._finish(md5)
 
     def _content(self) -> bytearray:
         return self._platform.slot(self._slot)

@@ -26,6 +26,8 @@ from rmaker_ota.rainmaker.workflow import (
     ApiReturn,
     AttemptFailed,
     AttemptFinished,
+    AttemptProgress,
+    AttemptReceived,
     BootFacts,
     CallbackQueued,
     CallbackReturned,
@@ -92,6 +94,8 @@ _CUTS = {
     "http_connect": "http_connect",
     "http_request": "http_request",
     "slot_state": "slot_state",
+    "slot_write": "slot_write",
+    "image_check": "image_check",
     "nvs_set": "stored",
     "nvs_erase": "erased",
 }
@@ -667,6 +671,10 @@ class World:
                 self.notes.update(client.peculiarities)
                 self._attempting = False
             self._feed(event)
+            if isinstance(event, AttemptProgress):
+                self._happened("slot_write")
+            elif isinstance(event, AttemptReceived):
+                self._happened("image_check")
 
         yield from self._platform.attempt(
             action,

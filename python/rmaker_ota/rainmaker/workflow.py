@@ -757,6 +757,7 @@ class Workflow:
         self._diagnostics: tuple[int, DiagState] | None = None
         self._listening = False  # ask POST_MQTT at the next connection
         self._verdict_awaited = False  # the application was asked and said PENDING (Q29)
+        self._validating = False  # within the time limit for the confirmation
         self._undecided = False  # Q40
         self._verdict: tuple[int, str] | None = None  # status and text of a report without a job id
         self._results = self._load_results()
@@ -1231,11 +1232,13 @@ class Workflow:
 
             def impossible(_: int) -> None:
                 self._undecided = True  # Q40
+                self._free()
                 self._log(logging.ERROR, "diagnostics failed, and there is no image to roll back to")
                 self._enable_done()
 
             self._roll_back(impossible)
         else:
+            self._validating = True
             self._start_rollback_timer()
             self._listening = True
             self._enable_done()
@@ -1420,7 +1423,7 @@ class Workflow:
         """Jobs are taken again, unless a new image waits for the restart (Q14)."""
         if self._restart_due:
             self._busy = _Busy.RESTART
-        elif self._boot_state == BootState.PENDING_VERIFY:
+        elif self._validating and self._boot_state == BootState.PENDING_VERIFY:
             self._busy = _Busy.VERIFY
         else:
             self._busy = None
