@@ -4,13 +4,12 @@
 installing one image needs ten classes. This one compiles ``__init__`` alone and shares the rest. Type checkers see
 `dataclasses.dataclass`, and `dataclasses.fields`, ``replace``, ``asdict`` and ``is_dataclass`` work as usual.
 
-For plain records: fields with or without a default, base classes without fields. A class with a `dataclasses.field` is
-left to `dataclasses`.
+It makes plain records: fields with or without a default. What needs more (other arguments, `dataclasses.field`, a base
+class with fields) it leaves to `dataclasses`.
 """
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
 __all__ = ["dataclass"]
@@ -20,10 +19,12 @@ if TYPE_CHECKING:
 else:
 
     def dataclass(*, frozen: bool = False, slots: bool = False):
-        """As `dataclasses.dataclass`, for ``frozen=True, slots=True`` alone."""
-        if not (frozen and slots):
-            raise TypeError("a record is frozen and has slots")
-        return make_record
+        """As `dataclasses.dataclass`."""
+        if frozen and slots:
+            return make_record
+        import dataclasses
+
+        return dataclasses.dataclass(frozen=frozen, slots=slots)
 
 
 def make_record(cls: type[Any]) -> type[Any]:
@@ -32,14 +33,15 @@ def make_record(cls: type[Any]) -> type[Any]:
     annotations: dict[str, Any] = namespace.get("__annotations__", {})
     names = tuple(annotations)
     defaults = {name: namespace.pop(name) for name in names if name in namespace}
-    known = sys.modules.get("dataclasses")
-    if known is not None and any(isinstance(value, known.Field) for value in defaults.values()):
-        return known.dataclass(frozen=True, slots=True)(cls)  # type: ignore[no-any-return]
+    if any(type(value).__module__ == "dataclasses" for value in defaults.values()) or any(
+        hasattr(base, "__match_args__") for base in cls.__mro__[1:]
+    ):
+        import dataclasses
+
+        return dataclasses.dataclass(frozen=True, slots=True)(cls)
     for name, value in defaults.items():
         if type(value).__hash__ is None:
             raise TypeError(f"{cls.__qualname__}.{name}: a default that can change would be shared by all records")
-    if any(hasattr(base, "__match_args__") for base in cls.__mro__[1:]):
-        raise TypeError(f"{cls.__qualname__}: a record has no base class with fields")
 
     parameters = ", ".join(["self", *(f"{name}=defaults[{name!r}]" if name in defaults else name for name in names)])
     body = "; ".join(f"set_field(self, {name!r}, {name})" for name in names) or "pass"

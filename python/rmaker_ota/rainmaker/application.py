@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rmaker_ota.errors import ArgumentError, OtaError, StateError
 from rmaker_ota.esp_err import EspErr, esp_err_name
 from rmaker_ota.rainmaker.types import DiagState, OtaData
+from rmaker_ota.records import dataclass
 
 if TYPE_CHECKING:
     from rmaker_ota.rainmaker.node import Node

@@ -14,7 +14,6 @@ import functools
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import TracebackType
 
 from rmaker_ota.rainmaker.types import (
@@ -26,6 +25,7 @@ from rmaker_ota.rainmaker.types import (
     RmakerEvent,
 )
 from rmaker_ota.rainmaker.worker import Worker
+from rmaker_ota.records import dataclass
 
 log = logging.getLogger(__name__)
 

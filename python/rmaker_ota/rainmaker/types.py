@@ -6,7 +6,8 @@ Values are those of the C API (specification, section 1); wire strings are proto
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+
+from rmaker_ota.records import dataclass
 
 OTA_EVENT_BASE = "RMAKER_OTA_EVENT"
 COMMON_EVENT_BASE = "RMAKER_COMMON_EVENT"

@@ -36,7 +36,6 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from rmaker_ota.esp_err import EspErr, esp_err_name
 from rmaker_ota.rainmaker.messages import (
@@ -61,6 +60,7 @@ from rmaker_ota.rainmaker.types import (
     status_event,
     status_text,
 )
+from rmaker_ota.records import dataclass
 from rmaker_ota.targets.base import BootState
 
 StoredValue = bytes | str | int

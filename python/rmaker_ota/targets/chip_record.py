@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -86,6 +85,8 @@ def save(image: str | os.PathLike[str], record: ChipRecord) -> None:
     Raises:
         DeviceError: it cannot be written; the old one is still there.
     """
+    import tempfile  # 4 ms of imports, needed when something changes
+
     path = record_path(image)
     text = json.dumps({"format": FORMAT, **asdict(record)}, indent=2) + "\n"
     try:
