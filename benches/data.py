@@ -1,27 +1,54 @@
-"""The same bytes every time: incompressible files of any size, made once and checked by their size."""
+"""The same bytes every time: noise that no compressor shrinks, and bytes that shrink as firmware does."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 BLOCK = 1 << 20
 
 
+def _pieces(size: int) -> Iterator[bytes]:
+    block = random.Random(20260101).randbytes(BLOCK)
+    for index in range(0, size, BLOCK):
+        # a different block each time, at a fraction of the price of fresh noise
+        yield (index.to_bytes(8, "little") + block[8:])[: size - index]
+
+
 def write_incompressible(path: Path, size: int) -> str:
-    """Writes ``size`` bytes of fixed noise to ``path`` unless they are there already.
+    """Writes ``size`` bytes of fixed noise to ``path``.
 
     Returns:
         str: SHA-256 of the file, hex.
     """
     digest = hashlib.sha256()
-    generator = random.Random(20260101)
-    block = generator.randbytes(BLOCK)
     with path.open("wb") as file:
-        for index in range(0, size, BLOCK):
-            # a different block each time, at a fraction of the price of fresh noise
-            piece = (index.to_bytes(8, "little") + block[8:])[: size - index]
+        for piece in _pieces(size):
             digest.update(piece)
             file.write(piece)
     return digest.hexdigest()
+
+
+@functools.cache
+def incompressible(size: int) -> bytes:
+    """The same noise in memory."""
+    return b"".join(_pieces(size))
+
+
+@functools.cache
+def compressible(size: int) -> bytes:
+    """Bytes that gzip makes a third as long: short runs from a fixed dictionary between noise."""
+    generator = random.Random(20260102)
+    words = [generator.randbytes(generator.randrange(4, 24)) for _ in range(512)]
+    block = bytearray()
+    while len(block) < BLOCK:
+        block += generator.choice(words) if generator.random() < 0.75 else generator.randbytes(8)
+    # each block begins elsewhere, so that no window sees the same bytes at the same distance for long
+    pieces = []
+    for index in range(0, size, BLOCK):
+        turn = (index // BLOCK * 7919) % BLOCK
+        pieces.append(bytes(block[turn:BLOCK] + block[:turn])[: size - index])
+    return b"".join(pieces)
