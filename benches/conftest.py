@@ -70,6 +70,22 @@ def pytest_report_header() -> list[str]:
     ]
 
 
+def system_calls() -> dict[str, int]:
+    """Calls of the read and the write family this process has made, its threads included."""
+    rows = (line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return {
+        {"syscr": "read_calls", "syscw": "write_calls"}[name]: int(n) for name, n in rows if name.startswith("sysc")
+    }
+
+
+def own_calls() -> dict[str, int]:
+    before = system_calls()
+    return {kind: count - before[kind] for kind, count in system_calls().items()}
+
+
+OWN_CALLS = own_calls()  # what looking costs
+
+
 class Measure:
     """Times one way of doing something, once its result was found right.
 
@@ -107,7 +123,10 @@ class Measure:
             counts: what was counted, from the last result.
         """
         arguments = setup or (lambda: ())
-        first = what(*arguments())
+        given = arguments()
+        before = system_calls()
+        first = what(*given)
+        calls = {kind: count - before[kind] - OWN_CALLS[kind] for kind, count in system_calls().items()}
         assert check(first) is not False, f"{name}: wrong result"
         cpu: list[float] = []
 
@@ -127,6 +146,8 @@ class Measure:
         assert check(result) is not False, f"{name}: wrong result"
         stats = None if self.quick else self._benchmark.stats.stats
         found = dict(counts(result)) if counts is not None else {}
+        if rounds:
+            found |= calls
         row = Row(
             group=self._benchmark.group or "",
             name=name,
