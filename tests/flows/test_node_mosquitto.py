@@ -165,7 +165,9 @@ def test_a_broker_lost_during_a_download(tmp_path: Path, broker: Mosquitto, clou
         agent.wait_log("MQTT connection to localhost ended")
         server.release()
         agent.wait_log("ota_1 boots")  # the download was not disturbed
-        broker.start()
+        with agent.held():
+            broker.start()
+            cloud.wait_connected_again()
         cloud.wait_status(*SUCCESS)
         assert len(server.requests) == 1
 
@@ -182,10 +184,13 @@ def test_a_report_lost_before_its_acknowledgement_arrives_later_and_once(
         cloud.send_job(server.url(), SAME)
         cloud.wait_status(*STARTING)
         server.wait_until_held()
+        agent.wait_log("MQTT_PUBLISHED 3")  # configuration, fetch, and the report up to here are acknowledged
         broker.suspend()
         server.release()
         agent.wait_log(SAME_VERSION[1])
-        broker.restart()
+        with agent.held():
+            broker.restart()
+            cloud.wait_connected_again()
         cloud.wait_status(*SAME_VERSION)
         cloud.wait_connected_again()
         assert cloud.statuses() == [STARTING, SAME_VERSION]
@@ -203,6 +208,7 @@ def test_a_report_lost_with_the_process_arrives_after_its_next_start(
         cloud.send_job(server.url(), SAME)
         cloud.wait_status(*STARTING)
         server.wait_until_held()
+        agent.wait_log("MQTT_PUBLISHED 3")  # configuration, fetch, and the report up to here are acknowledged
         broker.suspend()
         server.release()
         agent.wait_log(SAME_VERSION[1])

@@ -854,3 +854,83 @@ def test_secrets_of_a_url_are_not_logged(world: World, caplog: pytest.LogCapture
     world.connect()
     world.deliver_job(url="https://x/y?X-Amz-Signature=SECRET")
     assert "SECRET" not in caplog.text
+
+
+# -- a cut anywhere
+
+
+class CutWorld(World):
+    """A world whose power goes before the n-th thing a node does: a state written, a message, a boot choice..."""
+
+    def __init__(self, cut_at: int) -> None:
+        super().__init__()
+        self.left = cut_at
+        self.was_cut = False
+
+    def power_on(self) -> Node:
+        node = super().power_on()
+        perform, update = node._perform, node._update_store
+
+        def cut() -> bool:
+            self.left -= 1
+            if self.left == 0:
+                self.was_cut = node._is_down = True
+                if node._attempt is not None:  # which would wait for a node that says nothing any more
+                    node._attempt.cancel(0.0)
+            return node._is_down
+
+        node._perform = lambda action: None if cut() else perform(action)  # type: ignore[method-assign]
+        node._update_store = lambda changes: None if cut() else update(changes)  # type: ignore[method-assign]
+        return node
+
+
+def live(world: CutWorld, diagnose: OtaConfig | None) -> list[tuple[str, str]]:
+    """Boots again and again until nothing more happens; the cloud offers the job until it is over. Returns reports."""
+    reports: list[tuple[str, str]] = []
+    for _ in range(10):
+        world.scripts = [good()]
+        restarts = len(world.restart_reasons)
+        was_cut = world.was_cut
+        node = world.power_on()
+        # A node whose power is gone answers no call any more.
+        caller = threading.Thread(target=node.enable, args=(diagnose, OtaType.USING_TOPICS))
+        caller.start()
+        world.settle()
+        if not node._is_down:
+            caller.join(WAIT_S)
+            node.start()
+            world.connect()
+            over = any(status in ("success", "rejected") for status, _ in reports + world.statuses())
+            if not over and not node._is_down and node.boot.version == "1.0.0":
+                world.transport.deliver(OTAURL, json.dumps({"ota_job_id": "J1", "url": "https://x/y"}))
+            world.advance(400)
+        reports += world.statuses()
+        node.stop()
+        caller.join(WAIT_S)
+        assert not caller.is_alive()
+        if len(world.restart_reasons) == restarts and world.was_cut == was_cut:
+            return reports
+    raise AssertionError(f"it does not come to rest: {reports}")
+
+
+@pytest.mark.parametrize("works", [True, False], ids=["good image", "bad image"])
+def test_the_final_report_is_true_wherever_the_power_goes(works: bool) -> None:
+    diagnose = OtaConfig(None, lambda *_: DiagStatus.SUCCESS if works else DiagStatus.FAIL)
+    cut_at = 0
+    while True:
+        cut_at += 1
+        world = CutWorld(cut_at)
+        reports = live(world, diagnose)
+        final = [status for status, _ in reports if status not in ("in-progress", "failed")]
+        assert final, f"cut at {cut_at}: {reports}"
+        running = world.chip.apps[world.chip.running or ""].version
+        state = world.chip.states[world.chip.running or ""]
+        story = f"cut at {cut_at}: runs {running}, reports {reports}"
+        assert set(final) == {"success"} if running == "2.0.0" else set(final) == {"rejected"}, story
+        assert state == BootState.VALID, story
+        assert works or running == "1.0.0", story
+        assert "ota_update" not in world.store.items(), story
+        assert "ota_result" not in world.store.items(), story
+        if not world.was_cut:
+            break
+    assert cut_at > 20

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import queue
 import select
 import socket
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -442,6 +443,31 @@ def test_stop_does_not_wait_for_an_acknowledgement_that_never_comes(
     wire.read()
     node.stop(0.01)
     assert wire.read() == (0xE0, b"")
+
+
+def test_stop_may_come_at_any_moment_of_the_start(broker: RawBroker) -> None:
+    for _ in range(50):
+        node = make(broker.port)
+        gate = threading.Barrier(2)
+        failures: list[BaseException] = []
+
+        def race(act: Callable[[], None], gate: threading.Barrier, failures: list[BaseException]) -> None:
+            try:
+                gate.wait(WAIT_S)
+                act()
+            except BaseException as error:
+                failures.append(error)
+
+        acts: list[Callable[[], None]] = [functools.partial(node.start, Heard()), functools.partial(node.stop, 0.0)]
+        threads = [threading.Thread(target=race, args=(act, gate, failures)) for act in acts]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(WAIT_S)
+        assert failures == []
+        if node._thread is not None:
+            node._thread.join(WAIT_S)
+            assert not node._thread.is_alive()
 
 
 # -- limits

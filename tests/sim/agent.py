@@ -12,6 +12,7 @@ any other does, and is shortened again.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -247,6 +248,15 @@ class Agent:
     def kill(self) -> None:
         self.signal(signal.SIGKILL)
         self.wait()
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """The process stands still, so that others come first."""
+        self.signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.signal(signal.SIGCONT)
 
     @property
     def log(self) -> str:

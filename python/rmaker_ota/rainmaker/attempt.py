@@ -120,7 +120,11 @@ class Attempt:
         return self._action.attempt
 
     def start(self) -> None:
-        self._thread.start()
+        with self._lock:
+            if not self._cancelled:
+                self._thread.start()
+                return
+        self._ended()
 
     def decide(self, refusal: str | None) -> None:
         """Answers the header gate: None accepts."""
@@ -137,8 +141,10 @@ class Attempt:
             self._cancelled = True
             if self._installation is not None:
                 self._installation.cancel()
+            is_started = self._thread.ident is not None
         self._verdict.set()
-        self._thread.join(timeout_s)
+        if is_started:
+            self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
     def progress(self) -> Progress | None:

@@ -14,6 +14,7 @@ then the report.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import itertools
 import logging
@@ -211,6 +212,7 @@ class Node:
                     config.node.id or "", config.node.version or self._boot.version, config.node.network_id
                 )
                 self._workflow = rules.Workflow(config.ota, self._info, self._boot, self._store.items())
+                self._transport = transport if transport is not None else make_transport(config)
             except BaseException:
                 self._target.close()
                 raise
@@ -224,7 +226,6 @@ class Node:
         self._event_worker = Worker("rmaker-events", capacity=MAX_EVENTS_WAITING, begin=begin, end=end)
         self.events = Events(self._event_worker)
         self._listener = _Listener(self._loop)
-        self._transport = transport if transport is not None else make_transport(config)
         self._topics = messages.Topics(self._info.node_id, config.ota.mqtt_use_basic_ingest)
         with _default_lock:
             _defaults.append(self)
@@ -273,8 +274,10 @@ class Node:
         Args:
             timeout_s: for messages that are not acknowledged yet. What is then still open is in the state file.
         """
-        self._shut_down(timeout_s)
-        self._ended.set()
+        try:
+            self._shut_down(timeout_s)
+        finally:
+            self._ended.set()
 
     def __enter__(self) -> Node:
         return self
@@ -415,6 +418,9 @@ class Node:
     # -- the loop's thread
 
     def _handle(self, item: object) -> None:
+        if isinstance(item, _Marker):
+            item.reached.set()
+            return
         if self._is_down:
             return
         match item:
@@ -436,8 +442,6 @@ class Node:
             case _ReportConfig():
                 if not self._is_started and self._transport.is_connected:
                     self._report_config()
-            case _Marker(reached):
-                reached.set()
             case _:
                 self._feed(item)  # type: ignore[arg-type]
 
@@ -581,6 +585,9 @@ class Node:
             ended=self._loop.end,
         )
         self._attempt = attempt
+        if self._is_stopping:  # set before whoever stops looks for an attempt
+            self._loop.end()
+            return
         attempt.start()
 
     def _decide(self, number: int, refusal: str | None) -> None:
@@ -658,26 +665,35 @@ class Node:
                 self._down.wait()
             return False
         try:
-            attempt = self._attempt
-            if attempt is not None and not attempt.cancel(10.0):
-                log.error("the download does not end")
-            self._transport.stop(timeout_s)
-            if not self._loop.is_current():
-                self._drain()  # positions kept and acknowledgements that came up to now
-            self._is_down = True
-            self._loop.stop()
-            self._answer_all(answer)
-            for worker in (self._worker, self._event_worker):
-                if not worker.stop(timeout_s):
-                    log.warning("a callback is not over; going on without it")
-            self._target.close()
-            self._store.close()
+            with contextlib.ExitStack() as steps:  # last one first; each is taken whatever becomes of the others
+                steps.callback(self._store.close)
+                steps.callback(self._target.close)
+                steps.callback(self._stop_workers, timeout_s)
+                steps.callback(self._answer_all, answer)
+                steps.callback(self._stop_loop)
+                steps.callback(self._transport.stop, timeout_s)
+                steps.callback(self._stop_attempt)
         finally:
-            self._is_down = True
             with _default_lock:
                 _defaults.remove(self)
             self._down.set()
         return True
+
+    def _stop_attempt(self) -> None:
+        attempt = self._attempt
+        if attempt is not None and not attempt.cancel(10.0):
+            log.error("the download does not end")
+
+    def _stop_loop(self) -> None:
+        if not self._loop.is_current():
+            self._drain()  # positions kept and acknowledgements that came up to now
+        self._is_down = True
+        self._loop.stop()
+
+    def _stop_workers(self, timeout_s: float) -> None:
+        for worker in (self._worker, self._event_worker):
+            if not worker.stop(timeout_s):
+                log.warning("a callback is not over; going on without it")
 
     def _drain(self) -> None:
         """Waits until the loop has handled what was posted before."""

@@ -153,25 +153,24 @@ class PahoTransport(Transport):
 
     def start(self, listener: Listener) -> None:
         assert self._thread is None, "already started"
-        self._listener = listener
-        self._wake_read, self._wake_write = socket.socketpair()
-        self._wake_read.setblocking(False)
-        self._wake_write.setblocking(False)
-        try:
-            self._client = self._make_client()
-        except BaseException:
-            self._wake_read.close()
-            self._wake_write.close()
-            raise
-        self._thread = threading.Thread(target=self._run, name="rmaker-mqtt", daemon=True)
-        self._thread.start()
+        client = self._make_client()
+        with self._lock:
+            if self._stop_at is not None:
+                return  # stopped before it began
+            self._listener = listener
+            self._client = client
+            self._wake_read, self._wake_write = socket.socketpair()
+            self._wake_read.setblocking(False)
+            self._wake_write.setblocking(False)
+            self._thread = threading.Thread(target=self._run, name="rmaker-mqtt", daemon=True)
+            self._thread.start()
 
     def stop(self, timeout_s: float = 2.0) -> None:
         with self._lock:
             self._accepting = False
             if self._stop_at is None:
                 self._stop_at = time.monotonic() + timeout_s
-        thread = self._thread
+            thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             self._wake()
             if not self._is_connecting:  # nothing can interrupt an attempt; the thread ends by itself after it
