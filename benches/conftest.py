@@ -110,6 +110,7 @@ class Measure:
         setup: Callable[[], tuple[Any, ...]] | None = None,
         rounds: int = 0,
         counts: Callable[[Any], Mapping[str, object]] | None = None,
+        cpu_s: Callable[[Any], float] | None = None,
     ) -> None:
         """Measures.
 
@@ -121,6 +122,7 @@ class Measure:
             setup: before each round, not timed.
             rounds: how often; 0: as often as fits the time of pytest-benchmark, for what takes microseconds.
             counts: what was counted, from the last result.
+            cpu_s: CPU seconds of a run, from its result; None: those of this process.
         """
         arguments = setup or (lambda: ())
         given = arguments()
@@ -133,7 +135,7 @@ class Measure:
         def timed(*args: Any) -> Any:
             began = time.process_time()
             result = what(*args)
-            cpu.append(time.process_time() - began)
+            cpu.append(time.process_time() - began if cpu_s is None else cpu_s(result))
             return result
 
         if self.quick:
@@ -146,7 +148,7 @@ class Measure:
         assert check(result) is not False, f"{name}: wrong result"
         stats = None if self.quick else self._benchmark.stats.stats
         found = dict(counts(result)) if counts is not None else {}
-        if rounds:
+        if rounds and cpu_s is None:  # of this process too
             found |= calls
         row = Row(
             group=self._benchmark.group or "",

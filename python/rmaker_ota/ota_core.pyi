@@ -24,6 +24,8 @@ from rmaker_ota.nvs import NvsItem, NvsOp, NvsPage, NvsType, NvsValue
 
 # ---- errors.pxi ------------------------------------------------------------------------------------------------------
 
+VERSION: str
+
 def status_table() -> list[tuple[str, int, int, str]]: ...
 
 # ---- esp.pxi ---------------------------------------------------------------------------------------------------------

@@ -9,6 +9,11 @@ from ota_c cimport *
 
 from rmaker_ota import errors as _errors
 
+cdef extern from *:
+    const char *OTA_VERSION  # of the build: setup.py
+
+VERSION = OTA_VERSION.decode("ascii")
+
 
 def status_table():
     """The C table of statuses.

@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
+from pathlib import Path
 
 import click
 import pytest
@@ -33,6 +35,12 @@ def raising(exc: BaseException) -> Callable[[], None]:
         raise exc
 
     return command
+
+
+def test_the_version_is_that_of_the_project() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    shown = run("--version")
+    assert (shown.returncode, shown.stdout) == (0, f"rmaker-ota, version {project['version']}\n")
 
 
 @pytest.mark.parametrize(

@@ -63,12 +63,28 @@ class Cli(click.Group):
         sys.exit(errors.run(lambda: super(Cli, self).main(args, prog_name, complete_var, False, **extra), debug=debug))
 
 
+def show_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    """Prints the version and ends the program. The engine knows it; asking the package's metadata takes 40 ms more."""
+    if value and not ctx.resilient_parsing:
+        from rmaker_ota.ota_core import VERSION
+
+        click.echo(f"rmaker-ota, version {VERSION}")
+        ctx.exit()
+
+
 @click.command(
     cls=Cli,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 rejected, 130 interrupted.",
 )
-@click.version_option(package_name="rmaker-ota", prog_name="rmaker-ota")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=show_version,
+    help="Show the version and exit.",
+)
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def cli(debug: bool) -> None:
     """Over-the-air updates for embedded-Linux gateways and the ESP32 chips attached to them."""
