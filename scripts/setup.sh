@@ -136,7 +136,7 @@ if ! "$venv/bin/python" -c 'import pip' 2>/dev/null; then
     "$python" -m venv --clear "$venv"
 fi
 
-tools=("setuptools>=68" wheel "Cython>=3.0")
+tools=("setuptools>=77" "Cython>=3.0")
 state="$(echo pyproject.toml | digest) $(pwd)"
 sources=$(find src setup.py pyproject.toml "$list" -type f | digest)
 if ! fresh .stamp-dependencies "$extras $state" && ! fresh .stamp-dependencies "[cloud,test,lint] $state"; then
