@@ -7,6 +7,7 @@ the same work sector by sector; the blind writer only writes.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -17,7 +18,7 @@ from typing import Any
 
 import pytest
 from benches import plain_esp
-from benches.conftest import Measure
+from benches.measure import Measure
 
 from rmaker_ota import ota_core
 from rmaker_ota.esp_build import build_image
@@ -68,9 +69,11 @@ class Chip:
             case "identical":
                 held = self.image
             case _:  # the image of the same build, but for one string in its middle
-                held = bytearray(self.image)
-                held[len(held) // 2 : len(held) // 2 + 12] = b"another text"
-        return bytes(held) + b"\xff" * (self.slot.size - len(held))
+                changed = bytearray(self.image)
+                middle = len(changed) // 2
+                changed[middle : middle + 12] = b"another text"
+                held = bytes(changed)
+        return held + b"\xff" * (self.slot.size - len(held))
 
     def fresh(self) -> tuple[Path]:
         shutil.copyfile(self._kept, self.path)
@@ -85,7 +88,7 @@ class Chip:
 
 def install_it(chip: Chip) -> Callable[[Path], dict[str, object]]:
     def run(path: Path) -> dict[str, object]:
-        with Esp32ImageTarget(path) as target:
+        with contextlib.closing(Esp32ImageTarget(path)) as target:
             result = install(chip.image, target)
             counts = target.esp.counts
         assert result.activated

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benches.conftest import Measure
 from benches.data import incompressible
+from benches.measure import Measure
 
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ("paho", "cryptography", "rich", "aiohttp", "sqlite3", "asyncio", "click", "inspect", "dataclasses", "pathlib")

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from benches.conftest import Measure
 from benches.data import compressible, incompressible, write_incompressible
+from benches.measure import Measure
 
 from rmaker_ota import ota_core
 from rmaker_ota.install import Installer, InstallOptions, InstallResult

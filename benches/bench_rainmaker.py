@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benches.conftest import Measure
+from benches.measure import Measure
 from tests.conformance import world as conformance_world
 from tests.conformance.runner import run
 from tests.conformance.trace import parse

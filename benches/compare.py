@@ -237,7 +237,7 @@ def first_request_s(runs: int) -> dict[str, object]:
     return {"median_s": round(statistics.median(figures), 3), "runs_s": [round(value, 3) for value in figures]}
 
 
-def rss_by_size(root: Path, url: str, ca: Path, out: Path) -> dict[str, object]:
+def rss_by_size(root: Path, url: str, ca: Path, out: Path, runs: int) -> dict[str, object]:
     """Peak RSS for a small and a large image; what they hold does not matter, so they are sparse."""
     figures = {}
     for size in (64, 1024):
@@ -246,7 +246,7 @@ def rss_by_size(root: Path, url: str, ca: Path, out: Path) -> dict[str, object]:
             file.truncate(size * MIB)
         peaks = [
             run([*ours(), "install", f"{url}/{name}", f"file:{out}", "--ca", str(ca), "--json"]).rss_mib
-            for _ in range(3)
+            for _ in range(runs)
         ]
         figures[f"{size}_mib"] = round(statistics.median(peaks), 1)
         (root / name).unlink()
@@ -307,7 +307,7 @@ def compare(size_mib: int, runs: int, folder: Path, report: Callable[[str], None
         if device is None:
             results["block_device"] = "left out: no loop device (needs root)"
         report("memory by size")
-        results["rss_by_size"] = rss_by_size(root, url, ca, folder / "out.bin")
+        results["rss_by_size"] = rss_by_size(root, url, ca, folder / "out.bin", min(runs, 3))
     report("start-up and import")
     results["first_request"] = first_request_s(max(5, runs))
     results["import"] = import_ms(max(5, runs))

@@ -40,15 +40,11 @@ def incompressible(size: int) -> bytes:
 
 @functools.cache
 def compressible(size: int) -> bytes:
-    """Bytes that gzip makes a third as long: short runs from a fixed dictionary between noise."""
+    """Bytes that gzip makes about half as long, no two MiB the same: words of a fixed vocabulary with noise between."""
     generator = random.Random(20260102)
-    words = [generator.randbytes(generator.randrange(4, 24)) for _ in range(512)]
-    block = bytearray()
-    while len(block) < BLOCK:
-        block += generator.choice(words) if generator.random() < 0.75 else generator.randbytes(8)
-    # each block begins elsewhere, so that no window sees the same bytes at the same distance for long
-    pieces = []
-    for index in range(0, size, BLOCK):
-        turn = (index // BLOCK * 7919) % BLOCK
-        pieces.append(bytes(block[turn:BLOCK] + block[:turn])[: size - index])
-    return b"".join(pieces)
+    words = [generator.randbytes(generator.randrange(4, 24)) for _ in range(1024)]
+    count = size // 16 + 1  # a word and its noise are 17 bytes on average
+    noise = generator.randbytes(4 * count)
+    pieces = [word + noise[4 * index : 4 * index + 4] for index, word in enumerate(generator.choices(words, k=count))]
+    data = b"".join(pieces)[:size]
+    return data + generator.randbytes(size - len(data))
