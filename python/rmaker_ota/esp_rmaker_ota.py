@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from rmaker_ota.errors import OtaError
 from rmaker_ota.esp_err import EspErr, esp_err_name
 from rmaker_ota.rainmaker.application import OtaConfig, OtaDiagPriv, OtaHandle
 from rmaker_ota.rainmaker.node import Node, default_node
@@ -68,7 +69,11 @@ def _with_node(what: str, act: Callable[[Node], int]) -> EspErr:
     if node is None:
         log.error("%s: there is no node in this process", what)
         return EspErr.INVALID_STATE
-    value = act(node)
+    try:
+        value = act(node)
+    except OtaError as error:
+        log.error("%s: %s", what, error)
+        value = error.esp_err
     try:
         return EspErr(value)
     except ValueError:

@@ -23,6 +23,7 @@ from rmaker_ota.errors import (
     StateFileError,
 )
 from rmaker_ota.esp_err import EspErr
+from rmaker_ota.esp_rmaker_ota import esp_rmaker_ota_enable_default
 from rmaker_ota.rainmaker import node as node_module
 from rmaker_ota.rainmaker.application import OtaConfig, OtaDiagPriv, OtaHandle
 from rmaker_ota.rainmaker.events import Event
@@ -451,6 +452,22 @@ def test_a_callback_runs_on_the_worker_with_the_whole_job(world: World) -> None:
         priv={"mine": 1},
         metadata='{"a": [1, 2]}',
     )
+
+
+def test_the_certificate_of_the_configuration_is_used_where_none_is_given(world: World, tmp_path: Path) -> None:
+    seen: list[str | None] = []
+    (tmp_path / "ca.pem").write_text("PEM of the file")
+    world.ota = {"server_cert": tmp_path / "ca.pem", "use_cert_bundle": False}
+    for given, expected in ((None, "PEM of the file"), ("PEM given", "PEM given")):
+        world.boot(OtaConfig(lambda _, data: seen.append(data.server_cert), server_cert=given))
+        world.connect()
+        world.deliver_job()
+        assert seen.pop() == expected
+    (tmp_path / "ca.pem").unlink()
+    node = world.power_on()
+    with pytest.raises(ConfigError, match="server_cert"):
+        node.enable(None, OtaType.USING_TOPICS)
+    assert esp_rmaker_ota_enable_default() == EspErr.INVALID_ARG
 
 
 def test_a_callback_can_hand_the_job_to_the_built_in_handler(world: World) -> None:

@@ -10,8 +10,10 @@ import struct
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import trustme
 
 from rmaker_ota.errors import ArgumentError, ConfigError, OtaError
 from rmaker_ota.rainmaker import transport_paho
@@ -443,6 +445,36 @@ def test_stop_does_not_wait_for_an_acknowledgement_that_never_comes(
     wire.read()
     node.stop(0.01)
     assert wire.read() == (0xE0, b"")
+
+
+def test_stop_ends_a_tls_handshake_that_gets_no_answer(broker: RawBroker, heard: Heard, tmp_path: Path) -> None:
+    leaf = trustme.CA().issue_cert("n1.invalid")
+    leaf.private_key_and_cert_chain_pem.write_to_path(tmp_path / "node.pem")
+    tls = TlsFiles(tmp_path / "node.pem", tmp_path / "node.pem")
+    node = PahoTransport(Connection("127.0.0.1", broker.port, "N1", tls, connect_timeout_s=600.0))
+    node.start(heard)
+    assert broker.accept().read_exactly(1) == b"\x16"  # its hello
+    node.stop(0.0)
+    assert node._thread is not None
+    assert not node._thread.is_alive()
+
+
+def test_every_address_of_a_host_is_tried(broker: RawBroker, heard: Heard, monkeypatch: pytest.MonkeyPatch) -> None:
+    look_up = socket.getaddrinfo
+
+    def two_addresses(host: str, port: int, **more: Any) -> list[Any]:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            nobody = taken.getsockname()[1]
+        return look_up(host, nobody, **more) + look_up(host, port, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", two_addresses)
+    node = make(broker.port)
+    try:
+        node.start(heard)
+        broker.accept().greet()
+        assert heard.next() == ("connected", False)
+    finally:
+        node.stop(0.0)
 
 
 def test_stop_may_come_at_any_moment_of_the_start(broker: RawBroker) -> None:

@@ -60,12 +60,10 @@ def command(config_path: Path, log_level: str) -> int:
     """
     set_up_logging(log_level)
     from rmaker_ota.config import load_config
-    from rmaker_ota.rainmaker.application import OtaConfig
     from rmaker_ota.rainmaker.node import Node, ota_type_of
     from rmaker_ota.rainmaker.ota import Ota
 
     config = load_config(config_path)
-    cert = config.ota.server_cert
     try:
         node = Node(config)
     except StateFileError as error:
@@ -75,7 +73,7 @@ def command(config_path: Path, log_level: str) -> int:
     with Signals(node) as signals:
         try:
             try:
-                Ota(node, OtaConfig(server_cert=None if cert is None else cert.read_text()), ota_type_of(config))
+                Ota(node, type=ota_type_of(config))
                 node.start()
                 notify("READY=1")
             except OtaError:

@@ -311,17 +311,31 @@ class Node:
     # -- the API, as numbers; `Ota` and the C names are made of these
 
     def enable(self, config: OtaConfig | None, ota_type: int) -> int:
-        """Switches OTA on; returns an ``esp_err_t``. The diagnostics' INIT call is over when it returns."""
+        """Switches OTA on; returns an ``esp_err_t``. The diagnostics' INIT call is over when it returns.
+
+        Without a certificate in ``config`` the node's ``[ota] server_cert`` is used.
+
+        Raises:
+            ConfigError: that file cannot be read.
+        """
+        mine = config or OtaConfig()
+        cert = mine.server_cert or self._server_cert()
+        facts = rules.EnableConfig(mine.ota_cb is not None, mine.ota_diag is not None, cert, mine.priv)
         with self._enable_lock:
             previous = self._ota
             if previous is None:
-                self._ota = config or OtaConfig()
-            mine = config or OtaConfig()
-            facts = rules.EnableConfig(mine.ota_cb is not None, mine.ota_diag is not None, mine.server_cert, mine.priv)
+                self._ota = mine
             value = self._call(lambda number: rules.Enable(number, ota_type, facts))
             if value != EspErr.OK:
                 self._ota = previous
             return value
+
+    def _server_cert(self) -> str | None:
+        path = self.config.ota.server_cert
+        try:
+            return None if path is None else path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f'{self.config.source}: [ota] server_cert = "{path}": {error}, expected PEM') from error
 
     def fetch(self) -> int:
         """Asks the cloud for a job; returns an ``esp_err_t``."""

@@ -13,6 +13,7 @@ a new connection are.
 from __future__ import annotations
 
 import logging
+import os
 import random
 import select
 import socket
@@ -114,6 +115,25 @@ class _Message:
     qos: int
 
 
+class _Stopped(OSError):
+    """A connection attempt was given up because the transport stops."""
+
+
+class _Client(paho.Client):
+    """paho's client with a connection attempt of our own, which `stop` can end.
+
+    paho's waits in ``connect`` and in the TLS handshake, where nothing reaches it; and a thread that is inside OpenSSL
+    when the process ends brings the process down.
+    """
+
+    def __init__(self, open_socket: Callable[[], socket.socket], **options: Any) -> None:
+        super().__init__(CallbackAPIVersion.VERSION2, **options)
+        self._open_socket = open_socket
+
+    def _create_socket(self) -> socket.socket:
+        return self._open_socket()
+
+
 class PahoTransport(Transport):
     """One connection to a broker.
 
@@ -141,7 +161,6 @@ class PahoTransport(Transport):
         self._accepting = True
         self._stop_at: float | None = None
         self._is_connected = False
-        self._is_connecting = False
         # Owned by the thread:
         self._sent: dict[int, int] = {}  # paho's message id -> ours
         self._refusal: str | None = None
@@ -173,8 +192,7 @@ class PahoTransport(Transport):
             thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             self._wake()
-            if not self._is_connecting:  # nothing can interrupt an attempt; the thread ends by itself after it
-                thread.join(timeout_s + 1.0)
+            thread.join(timeout_s + 1.0)  # longer only while it looks up a name
 
     @property
     def is_connected(self) -> bool:
@@ -213,18 +231,16 @@ class PahoTransport(Transport):
 
     def _make_client(self) -> paho.Client:
         where = self._connection
-        client = paho.Client(
-            CallbackAPIVersion.VERSION2,
+        self._tls = None if where.tls is None else where.tls.context()
+        client = _Client(
+            self._open_socket,
             client_id=where.client_id,
             clean_session=not where.persistent_session,
             protocol=paho.MQTTv311,
             reconnect_on_failure=False,
         )
-        if where.tls is not None:
-            client.tls_set_context(where.tls.context())
         if where.username is not None:
             client.username_pw_set(where.username)
-        client.connect_timeout = where.connect_timeout_s
         client.max_inflight_messages = 0  # counted here
         client.max_queued_messages = 0
         client.on_connect = self._on_connect
@@ -287,13 +303,12 @@ class PahoTransport(Transport):
         self._refusal = self._ended_by = None
         self._write_blocked = False
         try:
-            self._is_connecting = True
-            client.reconnect()  # waits: name look-up, TCP, TLS
+            client.reconnect()  # calls `_open_socket`
+        except _Stopped:
+            return
         except (OSError, ValueError) as error:
             self._complain(f"cannot connect: {_reason(error)}")
             return
-        finally:
-            self._is_connecting = False
         give_up_at = time.monotonic() + self._connection.connect_timeout_s  # unless the broker answers the CONNECT
         last_out = last_in = time.monotonic()
         keepalive_s = self._connection.keepalive_s
@@ -333,6 +348,70 @@ class PahoTransport(Transport):
             elif self._is_connected and now >= min(last_out, last_in) + keepalive_s + KEEPALIVE_MARGIN_S:
                 client.loop_misc()  # sends a PINGREQ, or finds that the last one was not answered
                 last_out = last_in = time.monotonic()
+
+    def _open_socket(self) -> socket.socket:
+        """A connection up to the end of the TLS handshake.
+
+        Raises:
+            _Stopped: the transport stops.
+            OSError: none of the host's addresses answers as it should.
+        """
+        where = self._connection
+        failure: OSError | None = None
+        for family, kind, protocol, _, address in socket.getaddrinfo(where.host, where.port, type=socket.SOCK_STREAM):
+            sock = socket.socket(family, kind, protocol)
+            try:
+                deadline = time.monotonic() + where.connect_timeout_s
+                sock.setblocking(False)
+                if sock.connect_ex(address) != 0:
+                    self._wait_for(sock, select.POLLOUT, deadline)
+                    code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                    if code != 0:
+                        raise OSError(code, os.strerror(code))
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if self._tls is not None:
+                    sock = self._tls.wrap_socket(sock, server_hostname=where.host, do_handshake_on_connect=False)
+                    self._shake_hands(sock, deadline)
+                return sock
+            except _Stopped:
+                sock.close()
+                raise
+            except OSError as error:
+                sock.close()
+                failure = error
+            except BaseException:
+                sock.close()
+                raise
+        raise failure or OSError(f"{where.host} has no address")
+
+    def _shake_hands(self, sock: ssl.SSLSocket, deadline: float) -> None:
+        while True:
+            try:
+                sock.do_handshake()
+                return
+            except ssl.SSLWantReadError:
+                self._wait_for(sock, select.POLLIN, deadline)
+            except ssl.SSLWantWriteError:
+                self._wait_for(sock, select.POLLOUT, deadline)
+
+    def _wait_for(self, sock: socket.socket, events: int, deadline: float) -> None:
+        """Waits until a socket that is being connected is ready.
+
+        Raises:
+            _Stopped, TimeoutError
+        """
+        wake = self._wake_read.fileno()
+        while True:
+            if self._is_stopping():
+                raise _Stopped
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError("timed out")
+            ready = self._poll([(sock.fileno(), events), (wake, select.POLLIN)], left)
+            if wake in ready:
+                self._drain_wakes()
+            if sock.fileno() in ready:
+                return
 
     def _hand_over(self) -> None:
         """Gives paho what may be sent now."""
