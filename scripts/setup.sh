@@ -50,10 +50,14 @@ have() { # have KIND WHAT: is it there?
 
 missing_packages() {
     local group package kind what
+    local -A seen=()
     while read -r group package kind what; do
         case $group in '' | '#'*) continue ;; esac
         [[ " $needs " == *" $group "* ]] || continue
-        have "$kind" "$what" || echo "$package"
+        [ -n "${seen[$package]:-}" ] || have "$kind" "$what" || {
+            seen[$package]=1
+            echo "$package"
+        }
     done <"$list"
 }
 
