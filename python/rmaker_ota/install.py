@@ -1,7 +1,7 @@
 """One installation: a source, a target, and the engine between them.
 
     >>> options = InstallOptions(md5=digest)
-    >>> result = install("https://example.com/fw.bin", open_target("esp32-image:chip.bin"), options=options)
+    >>> result = install("https://example.com/fw.bin", "esp32-image:chip.bin", options=options)
 
 `install` does it in one call; `Installer` is the same thing as an object with ``start``, ``progress``, ``cancel`` and
 ``result``. The bytes go from the source to the target inside the C engine; Python sees the first few hundred of them
@@ -486,7 +486,7 @@ class Installer:
 
 def install(
     source: ota_core.Source | str | os.PathLike[str] | bytes | int,
-    target: Target,
+    target: Target | str,
     *,
     slot: Slot | None = None,
     options: InstallOptions = InstallOptions(),
@@ -500,12 +500,29 @@ def install(
     """Installs one image into one target; see `Installer` for the arguments.
 
     Args:
+        target: where the image goes; a URI is opened and closed again (`rmaker_ota.targets.open_target`).
         cancel: an event whose setting ends the installation; looked at every ``progress_interval_s``.
 
     Raises:
         OtaError: the first failure of any stage; the slot in use is untouched.
         CancelledError: ``cancel`` was set.
     """
+    if isinstance(target, str):
+        from rmaker_ota.targets import open_target
+
+        with open_target(target) as opened:
+            return install(
+                source,
+                opened,
+                slot=slot,
+                options=options,
+                http=http,
+                header_gate=header_gate,
+                on_phase=on_phase,
+                on_progress=on_progress,
+                on_checkpoint=on_checkpoint,
+                cancel=cancel,
+            )
     installer: Installer
 
     def progress(now: Progress) -> None:

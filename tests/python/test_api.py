@@ -59,7 +59,7 @@ from rmaker_ota.install import InstallOptions, Installer
 from rmaker_ota import install
 for each in (rmaker_ota.install, install):
     try:
-        each("/no/such/image", rmaker_ota.open_target("file:/no/such/target"))
+        each("/no/such/image", "file:/no/such/target")
     except rmaker_ota.OtaError:
         pass
     else:
