@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import json
@@ -236,3 +237,24 @@ def test_a_record_that_is_a_directory_is_an_error(tmp_path: Path) -> None:
 )
 def test_numbers_of_bytes(text: str, count: int) -> None:
     assert ByteCount().convert(text, None, None) == count
+
+
+def test_on_a_terminal_there_is_a_bar_and_the_cursor_comes_back(image: Path, slot: Path) -> None:
+    ours, theirs = os.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "rmaker_ota", "install", str(image), f"file:{slot}"],
+        stdin=subprocess.DEVNULL,
+        stdout=theirs,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
+    ) as child:
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # EIO: the other side is gone
+            while piece := os.read(ours, 65536):
+                shown += piece
+        assert child.wait(timeout=60) == 0
+    os.close(ours)
+    assert "━".encode() in shown
+    assert shown.rindex(b"\x1b[?25h") > shown.rindex(b"\x1b[?25l")
+    assert b"installed the image" in shown
