@@ -674,6 +674,7 @@ class _Result:
     reported: bool = False  # published, or tried to, and its event posted
     token: int | None = None
     message_id: int | None = None
+    tried: bool = False  # in this boot; it was refused if it is idle
 
     @property
     def idle(self) -> bool:
@@ -953,7 +954,7 @@ class Workflow:
 
         token = self._publish(topics.otastatus, self._status_payload(job_id, status, info), done)
         if result is not None:
-            result.token = token
+            result.token, result.tried = token, True
 
     def _status_payload(self, job_id: str | None, status: int, info: str) -> bytes:
         network_id = None if self._identity is None else self._identity.network_id
@@ -998,12 +999,13 @@ class Workflow:
         self._results = [one for one in self._results if one is not result]
         self._save_results()
 
-    def _send_results(self) -> None:
-        """Sends the final reports that nobody has taken over yet."""
+    def _send_results(self, *, refused: bool) -> None:
+        """Sends the final reports that nobody has taken over yet; ``refused``: also those refused in this boot."""
         topics = self._topics
         if topics is None:
             return
-        for result in [one for one in self._results if one.idle]:
+        for result in [one for one in self._results if one.idle and (refused or not one.tried)]:
+            result.tried = True
             first = not result.reported
             if first:
                 result.reported = True
@@ -1041,7 +1043,7 @@ class Workflow:
         if self._listening:
             self._ask_diagnostics(DiagState.POST_MQTT)
         if self._start_done:
-            self._send_results()
+            self._send_results(refused=True)
             wanted = self._options.fetch_after_reconnect and not self._options.strict
             if wanted and away is not None and away > RECONNECT_FETCH_S and self._busy is None:
                 self._schedule_fetch(FETCH_DELAY_S)  # Q17
@@ -1050,7 +1052,7 @@ class Workflow:
         if self._start_done:
             return
         self._start_done = True
-        self._send_results()
+        self._send_results(refused=False)
         if self._verdict is not None:
             (status, info), self._verdict = self._verdict, None
             self._report(status, info, final=True)
@@ -1089,8 +1091,8 @@ class Workflow:
                 self._time_out()
             case TimerKind.REBOOT if self._restart_due:
                 self._restart("new firmware")
-            case TimerKind.RESEND if self._start_done:
-                self._send_results()
+            case TimerKind.RESEND:
+                self._send_results(refused=True)
 
     # -- Fetch
 
