@@ -1359,10 +1359,12 @@ def explain_stop(context: Context, last_common: int) -> None:
         last_common: index of the last thing in the replay that the reference did too.
     """
     last = context.records[-1]
+    steps = sum(one["kind"] == "step" and one["boot"] == last["boot"] for one in context.records)
     after = [
         one
         for one in context.extra()
-        if (one.index > last_common if one.seen.kind != "timer" else one.seen.t >= last["t"])
+        if (one.seen.boot, one.seen.t, one.seen.step) >= (last["boot"], last["t"], steps)
+        and (one.index > last_common or one.seen.kind == "timer")
     ]
     context.explain(_why_it_stopped(context, last["kind"]), *after)
     if last["kind"] == "endless":  # ours follows ten redirects and no more

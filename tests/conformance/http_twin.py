@@ -1,14 +1,14 @@
 """Twin of an HTTPS file server and of the client that asks it, in virtual time.
 
 The server behaves as the trace says, connection by connection. The client is the product's as far as ranges, redirects
-and falling back to a whole download go (see the table in ``src/csrc/source/source_http.c``). In three respects it is the
+and falling back to a whole download go (the table in ``src/csrc/source/source_http.c``). In three respects it is the
 reference's, as the traces were recorded with that client; each use is noted in ``peculiarities``, and the runner tells:
 
 * a whole file in place of a range is asked for once more, without the range (specification, sections 4.3 and 9.8);
   `source_http.c` takes that very answer, which saves a request;
-* a request that does not fit the send buffer (1024 bytes, or the URL's length + 128 when the URL is longer; section 4.2)
-  is not sent; `source_http.c` has no such limit;
-* a redirect to a path alone is refused like one to an unencrypted address; `source_http.c` follows it (RFC 9110, 10.2.2).
+* a request that does not fit the send buffer (section 4.2: 1024 bytes, or the length of the URL + 128 where the
+  URL is longer) is not sent; `source_http.c` has no such limit;
+* a redirect to a path alone is refused like one to an unencrypted address; `source_http.c` follows it (RFC 9110).
 
 Both are generators: they yield the seconds that pass, and get what they ask for back from the world.
 """
