@@ -60,6 +60,7 @@ check: setup
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks python/*.egg-info
 	rm -f python/rmaker_ota/ota_core*.so
+	rm -rf python/rmaker_ota/embed/include python/rmaker_ota/embed/lib
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 distclean: clean

@@ -1,6 +1,7 @@
-"""Builds the one extension, rmaker_ota.ota_core, from src/ota_core.pyx and src/csrc/.
+"""Builds the one extension, rmaker_ota.ota_core, from src/ota_core.pyx and src/csrc/, and the C ABI, libesp_rmaker_ota.
 
-Environment: RMAKER_OTA_CFLAGS replaces ``-O2``; RMAKER_OTA_WERROR=1 makes a warning about our C an error.
+Environment: RMAKER_OTA_CFLAGS replaces ``-O2``; RMAKER_OTA_WERROR=1 makes a warning about our C an error;
+RMAKER_OTA_C_ABI=0 leaves libesp_rmaker_ota out, =1 makes it an error when it cannot be built.
 """
 
 from __future__ import annotations
@@ -50,13 +51,17 @@ def require_libraries() -> None:
         )
 
 
+def project_version() -> str:
+    version: str = tomllib.loads((HERE / "pyproject.toml").read_text())["project"]["version"]
+    return version
+
+
 def relative(paths: list[Path]) -> list[str]:
     return sorted(str(path) for path in paths)
 
 
 def extension() -> Extension:
     require_libraries()
-    version = tomllib.loads((HERE / "pyproject.toml").read_text())["project"]["version"]
     sources = relative(list(CSRC.rglob("*.c")))
     depends = relative([*CSRC.rglob("*.h"), *Path("src").glob("*.pxd"), *Path("src/border").glob("*.pxi")])
     cflags = [flag for flag in pkg_config("--cflags", *LIBRARIES) if not flag.startswith("-I/usr/include")]
@@ -67,14 +72,39 @@ def extension() -> Extension:
         sources=["src/ota_core.pyx", *sources],
         depends=depends,
         include_dirs=[str(CSRC), str(CSRC / "include")],
-        define_macros=[("_GNU_SOURCE", "1"), ("OTA_VERSION", f'"{version}"')],
+        define_macros=[("_GNU_SOURCE", "1"), ("OTA_VERSION", f'"{project_version()}"')],
         extra_compile_args=["-std=c11", "-fvisibility=hidden", *optimise, *cflags],
         extra_link_args=[*libs, "-pthread"],
     )
 
 
 class BuildExt(build_ext):
-    """Warnings for our C, none for what Cython generates; objects newer than all they are made of are kept."""
+    """Warnings for our C, none for what Cython generates; objects newer than all they are made of are kept.
+
+    Then the C ABI, where it can be built: the Python package is complete without it.
+    """
+
+    def run(self) -> None:
+        super().run()
+        wanted = os.environ.get("RMAKER_OTA_C_ABI", "")
+        if wanted == "0":
+            return
+        sys.path.insert(0, str(HERE / "python"))
+        from rmaker_ota.embed import build_embed
+
+        package = HERE / "python" if self.inplace else Path(self.build_lib)
+        try:
+            build_embed.build(
+                package / "rmaker_ota" / "embed",
+                HERE / "build" / "embed",
+                project_version(),
+                werror=os.environ.get("RMAKER_OTA_WERROR", "0") != "0",
+            )
+        except build_embed.CannotBuild as error:
+            message = f"rmaker-ota: the C ABI (libesp_rmaker_ota) is left out: {error}"
+            if wanted == "1":
+                sys.exit(message)
+            print(message, file=sys.stderr)
 
     def build_extension(self, ext: Extension) -> None:
         compile_one = self.compiler._compile

@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 from tests.csrc import csrc_build  # noqa: E402
 
 PYTHON_DIRS = [name for name in ("python", "tests", "benches", "scripts") if (ROOT / name).is_dir()] + ["setup.py"]
-C_DIRS = ["src/csrc", "tests", "benches"]
+C_DIRS = ["src/csrc", "python", "tests", "benches", "examples"]
 MODULES = Path(sys.executable).parent
 
 

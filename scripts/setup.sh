@@ -140,9 +140,9 @@ if ! "$venv/bin/python" -c 'import pip' 2>/dev/null; then
     "$python" -m venv --clear "$venv"
 fi
 
-tools=("setuptools>=77" "Cython>=3.0")
+tools=("setuptools>=77" "Cython>=3.0" "cffi>=1.16")
 state="$(echo pyproject.toml | digest) $(pwd)"
-sources=$(find src setup.py pyproject.toml "$list" -type f | digest)
+sources=$(find src setup.py pyproject.toml "$list" python/rmaker_ota/embed/*.* python/rmaker_ota/esp_err.py -type f | digest)
 if ! fresh .stamp-dependencies "$extras $state" && ! fresh .stamp-dependencies "[cloud,test,lint] $state"; then
     say "installing Python packages and building the extension"
     "$venv/bin/python" -m pip install --quiet "${tools[@]}"

@@ -251,6 +251,7 @@ def test_reports_outside_a_callback(world: World) -> None:
     assert world.statuses() == [("success", "by hand")]
     world.transport.refuse = lambda: True
     assert ota.esp_rmaker_ota_report_status(handle, ota.OTA_STATUS_FAILED, "x") in (FAIL, INVALID_STATE)
+    world.settle()
     assert [event.data for event in world.events if event.base == "RMAKER_OTA_EVENT"] == ["by hand", "x"]
 
 

@@ -592,6 +592,19 @@ def test_a_verdict_may_come_later_from_the_application(world: World) -> None:
     assert node.mark_valid() == EspErr.INVALID_STATE
 
 
+def test_enabling_inside_the_first_diagnostics_is_refused_and_does_not_wait_for_itself(world: World) -> None:
+    answers: list[int] = []
+
+    def diag(about: OtaDiagPriv, priv: object) -> int:
+        answers.extend(node.enable(None, each) for each in (OtaType.USING_TOPICS, 3))
+        return DiagStatus.SUCCESS
+
+    world.chip.states["ota_0"] = BootState.NEW
+    node = world.power_on()
+    assert node.enable(OtaConfig(ota_diag=diag), OtaType.USING_TOPICS) == EspErr.OK
+    assert answers == [EspErr.FAIL, EspErr.INVALID_ARG]
+
+
 def test_the_application_may_confirm_inside_the_first_diagnostics(world: World) -> None:
     results: list[int] = []
 

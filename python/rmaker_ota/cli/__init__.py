@@ -28,6 +28,7 @@ COMMANDS = {
     "mark-invalid": "Mark the running image invalid: the next restart rolls back.",
     "serve": "Run the job service.",
     "job": "Create, list, show and cancel jobs of the job service.",
+    "c-abi": "Say how to build a C program with libesp_rmaker_ota.",
 }
 
 

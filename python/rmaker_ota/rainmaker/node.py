@@ -263,6 +263,14 @@ class Node:
         """
         if not self._mqtt_started:
             self.start()
+        return self.wait()
+
+    def wait(self) -> Outcome:
+        """Waits for the end of the node, whether it is started or not.
+
+        Raises:
+            OtaError: what ended it.
+        """
         self._ended.wait()
         if self._failure is not None:
             raise self._failure
@@ -321,6 +329,8 @@ class Node:
         mine = config or OtaConfig()
         cert = mine.server_cert or self._server_cert()
         facts = rules.EnableConfig(mine.ota_cb is not None, mine.ota_diag is not None, cert, mine.priv)
+        if self._worker.is_current() and self._enable_lock.locked():  # inside the diagnostics which the lock waits for
+            return EspErr.FAIL if ota_type in set(OtaType) else EspErr.INVALID_ARG
         with self._enable_lock:
             previous = self._ota
             if previous is None:
