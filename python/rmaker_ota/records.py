@@ -4,8 +4,8 @@
 installing one image needs ten classes. This one compiles ``__init__`` alone and shares the rest. Type checkers see
 `dataclasses.dataclass`, and `dataclasses.fields`, ``replace``, ``asdict`` and ``is_dataclass`` work as usual.
 
-It makes plain records: fields with or without a default. What needs more (other arguments, `dataclasses.field`, a base
-class with fields) it leaves to `dataclasses`.
+It makes plain records: fields with or without a default, and ``__post_init__`` to check them. What needs more (other
+arguments, `dataclasses.field`, a base class with fields) it leaves to `dataclasses`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,10 @@ def make_record(cls: type[Any]) -> type[Any]:
             raise TypeError(f"{cls.__qualname__}.{name}: a default that can change would be shared by all records")
 
     parameters = ", ".join(["self", *(f"{name}=defaults[{name!r}]" if name in defaults else name for name in names)])
-    body = "; ".join(f"set_field(self, {name!r}, {name})" for name in names) or "pass"
+    steps = [f"set_field(self, {name!r}, {name})" for name in names]
+    if hasattr(cls, "__post_init__"):
+        steps.append("self.__post_init__()")
+    body = "; ".join(steps) or "pass"
     scope: dict[str, Any] = {"defaults": defaults, "set_field": object.__setattr__, "__name__": cls.__module__}
     exec(f"def __init__({parameters}): {body}", scope)
     scope["__init__"].__qualname__ = f"{cls.__qualname__}.__init__"

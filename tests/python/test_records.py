@@ -45,6 +45,15 @@ class Derived(Point):
     z: int = 3
 
 
+@dataclass(frozen=True, slots=True)
+class Checked:
+    x: int = 0
+
+    def __post_init__(self) -> None:
+        if self.x < 0:
+            raise ValueError(f"x is {self.x}")
+
+
 @dataclass(slots=True)
 class Loose:
     x: int
@@ -74,6 +83,14 @@ def test_record_is_made_shown_and_compared_as_a_dataclass_is(args: tuple[Any, ..
     assert record != Point(99)
     assert record != usual
     assert record.total == record.x + record.y
+
+
+def test_a_record_checks_its_fields_each_time_it_is_made() -> None:
+    assert Checked().x == 0
+    with pytest.raises(ValueError, match="x is -1"):
+        Checked(-1)
+    with pytest.raises(ValueError, match="x is -1"):
+        dataclasses.replace(Checked(1), x=-1)
 
 
 @pytest.mark.parametrize(("args", "kwargs"), [((), {}), ((1, 2, "", 4), {}), ((1,), {"x": 1}), ((1,), {"z": 1})])
