@@ -95,6 +95,7 @@ class Bodies:
         self._lifecycle = threading.Lock()
         self._node: Node | None = None  # opened and not stopped
         self._watcher: threading.Thread | None = None
+        self._is_exiting = False
         self._attached: Node | None = None  # whose events are handed on
         self._big = threading.local()  # .filesize: of the job this thread's callback is for, where an int does not do
         self._bases = {
@@ -242,7 +243,8 @@ class Bodies:
     # -- the end
 
     def at_exit(self) -> None:
-        """The program exits: as with `rmaker_ota_stop`."""
+        """The program exits: as with `rmaker_ota_stop`, but nobody is told: a main() that then returns exits once more."""
+        self._is_exiting = True
         if self._node is not None:
             self.rmaker_ota_stop()
         self._log.flush()
@@ -267,7 +269,8 @@ class Bodies:
                 end = self._lib.RMAKER_OTA_END_RESTART
         except Exception as error:
             end, text = self._lib.RMAKER_OTA_END_FAILED, str(error)
-        self._lib.rmaker_ota_c_ended(end, text.encode())
+        if not self._is_exiting:
+            self._lib.rmaker_ota_c_ended(end, text.encode(errors="replace"))
 
     def _open_node(self) -> Node:
         node = self._node

@@ -167,7 +167,7 @@ extern const char *ESP_RMAKER_OTA_DEFAULT_SERVER_CERT;
  * INIT diagnostics are over when it returns.
  * ota_config: NULL stands for all fields NULL.
  * Returns ESP_ERR_INVALID_ARG: no such type; ESP_FAIL: it is on already. */
-esp_err_t esp_rmaker_ota_enable(esp_rmaker_ota_config_t *ota_config, esp_rmaker_ota_type_t type);
+esp_err_t esp_rmaker_ota_enable(const esp_rmaker_ota_config_t *ota_config, esp_rmaker_ota_type_t type);
 
 /* esp_rmaker_ota_enable(NULL, OTA_USING_TOPICS). */
 esp_err_t esp_rmaker_ota_enable_default(void);

@@ -81,17 +81,17 @@ void rmaker_ota_c_set_error(const char *text) {
 /* ---- Waiting for the end ----------------------------------------------------------------------------------------- */
 
 /* Two counters of the kernel: `ended` can be read from the end of a node until the next one is opened, `woken` while a
- * call of rmaker_ota_wake() has not been noticed. Made once, never closed: whoever waits holds no lock. */
-static pthread_once_t wait_once = PTHREAD_ONCE_INIT;
-static atomic_int ended_fd = -1;
-static atomic_int woken_fd = -1;
+ * call of rmaker_ota_wake() has not been noticed. Made when the library is loaded, so that a signal handler finds them;
+ * never closed, so that whoever waits needs no lock. */
+static int ended_fd = -1;
+static int woken_fd = -1;
 
 static pthread_mutex_t end_lock = PTHREAD_MUTEX_INITIALIZER;
 static bool was_opened;
 static rmaker_ota_end_t end_kind;
 static char end_text[ERROR_SIZE];
 
-static void make_counters(void) {
+__attribute__((constructor)) static void make_counters(void) {
     ended_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     woken_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 }
@@ -131,7 +131,11 @@ static int64_t now_ms(void) {
 }
 
 esp_err_t rmaker_ota_wait(int timeout_ms, rmaker_ota_end_t *end) {
-    pthread_once(&wait_once, make_counters);
+    if (ended_fd < 0 || woken_fd < 0) {
+        rmaker_ota_c_set_error(
+            "rmaker_ota_wait: ESP_FAIL: there were no file descriptors left when the program started");
+        return ESP_FAIL;
+    }
     pthread_mutex_lock(&end_lock);
     bool opened = was_opened;
     pthread_mutex_unlock(&end_lock);
@@ -151,7 +155,9 @@ esp_err_t rmaker_ota_wait(int timeout_ms, rmaker_ota_end_t *end) {
         if (ready > 0 && fds[0].revents != 0) {
             pthread_mutex_lock(&end_lock);
             rmaker_ota_end_t kind = end_kind;
-            copy_text(last_error, sizeof(last_error), kind == RMAKER_OTA_END_FAILED ? end_text : last_error);
+            if (kind == RMAKER_OTA_END_FAILED) {
+                copy_text(last_error, sizeof(last_error), end_text);
+            }
             pthread_mutex_unlock(&end_lock);
             if (end != NULL) {
                 *end = kind;
@@ -172,12 +178,9 @@ esp_err_t rmaker_ota_wait(int timeout_ms, rmaker_ota_end_t *end) {
 }
 
 void rmaker_ota_wake(void) {
-    /* Only what signal-safety(7) allows: no pthread_once. Before any node there is nobody to wake. */
-    int fd = woken_fd;
+    /* Only what signal-safety(7) allows. */
     int saved = errno;
-    if (fd >= 0) {
-        give(fd);
-    }
+    give(woken_fd);
     errno = saved;
 }
 
@@ -313,12 +316,21 @@ static void find_package(char root[PATH_MAX]) {
     root[0] = '\0';
 }
 
+static void python_failed(const char *what, const char *which, const char *why) {
+    snprintf(python_error, sizeof(python_error), "Python cannot be used: %.100s%.300s: %.500s", what, which,
+             why != NULL ? why : "no reason given");
+}
+
 /* The interpreter whose environment Python is to have; "" leaves it to Python itself. */
-static void find_interpreter(const char *root, char python[PATH_MAX]) {
+static bool find_interpreter(const char *root, char python[PATH_MAX]) {
     const char *wanted = getenv("RMAKER_OTA_PYTHON");
     if (wanted != NULL && wanted[0] != '\0') {
         copy_text(python, PATH_MAX, wanted);
-        return;
+        if (access(python, X_OK) != 0) { /* Python would take its default one, without a word */
+            python_failed("RMAKER_OTA_PYTHON=", python, strerror(errno));
+            return false;
+        }
+        return true;
     }
     /* PREFIX/lib/python3.11/site-packages: installed, from wherever the library was built. */
     const char *name = strrchr(root, '/');
@@ -328,15 +340,11 @@ static void find_interpreter(const char *root, char python[PATH_MAX]) {
         if (go_up(prefix, 3) &&
             snprintf(python, PATH_MAX, "%s/bin/python%d.%d", prefix, PY_MAJOR_VERSION, PY_MINOR_VERSION) < PATH_MAX &&
             access(python, X_OK) == 0) {
-            return;
+            return true;
         }
     }
     copy_text(python, PATH_MAX, access(RMAKER_OTA_PYTHON_BUILT_WITH, X_OK) == 0 ? RMAKER_OTA_PYTHON_BUILT_WITH : "");
-}
-
-static void python_failed(const char *what, const char *which, const char *why) {
-    snprintf(python_error, sizeof(python_error), "Python cannot be used: %.100s%.300s: %.500s", what, which,
-             why != NULL ? why : "no reason given");
+    return true;
 }
 
 static bool initialize(const char *interpreter) {
@@ -429,8 +437,7 @@ static bool start_python(void) {
     if (is_ours) {
         /* Extension modules look for Python's symbols among the global ones, where a dlopen() of us has not put them. */
         dlopen(RMAKER_OTA_LIBPYTHON, RTLD_LAZY | RTLD_NOLOAD | RTLD_GLOBAL);
-        find_interpreter(root, interpreter);
-        if (!initialize(interpreter)) {
+        if (!find_interpreter(root, interpreter) || !initialize(interpreter)) {
             return false;
         }
         struct sigaction on_pipe;
@@ -452,7 +459,6 @@ static bool start_python(void) {
 bool rmaker_ota_c_python(void) {
     int state = python_state;
     if (state == PYTHON_UNTRIED) {
-        pthread_once(&wait_once, make_counters);
         pthread_mutex_lock(&python_lock);
         if (python_state == PYTHON_UNTRIED) {
             python_state = start_python() ? PYTHON_RUNS : PYTHON_FAILED;
