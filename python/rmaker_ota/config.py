@@ -1,7 +1,7 @@
 """The configuration of a node: frozen dataclasses, and the TOML file they come from.
 
     [node]    id, name, type, model, project, version, platform, network_id
-    [mqtt]    host, port, ca, cert, key, credentials, alpn, basic_ingest, keepalive_s, persistent_session, ...
+    [mqtt]    host, port, ca, cert, key, credentials, nvs, nvs_keys, alpn, basic_ingest, keepalive_s, ...
     [ota]     type, transport, server_cert, and the options of the RainMaker firmware under their own names
     [target]  uri, and what that kind of target takes
     [state]   path
@@ -12,7 +12,10 @@ expected. Where the firmware has one name for a thing (``[ota] mqtt_port``) and 
 (``port``), either may be used, not both.
 
 Credentials come from ``[mqtt] cert`` and ``key``, or from a directory as host claiming leaves it (``[mqtt]
-credentials``): ``node.info`` (node id), ``node.crt``, ``node.key``, ``endpoint.info`` (MQTT host).
+credentials``): ``node.info`` (node id), ``node.crt``, ``node.key``, ``endpoint.info`` (MQTT host). Or from
+where a device has them (``[mqtt] nvs``): a flash image, or a dump of its factory partition; ``[mqtt] nvs_keys`` where
+that is encrypted, and ``[ota] factory_partition`` and ``factory_namespace`` where they have other names. `NodeConfig`
+holds the paths; the private key is read when the connection is set up, and is in no configuration object.
 """
 
 from __future__ import annotations
@@ -28,10 +31,13 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rmaker_ota.errors import ConfigError
+from rmaker_ota.errors import ConfigError, OtaError
 from rmaker_ota.rainmaker.workflow import OPTION_RANGES, OtaOptions
+
+if TYPE_CHECKING:
+    from rmaker_ota.credentials import Credentials
 
 PUBLIC_MQTT_HOST = "mqtt.rainmaker.espressif.com"
 ALPN = "x-amzn-mqtt-ca"  # what AWS IoT wants on port 443
@@ -69,7 +75,10 @@ class NodeSection:
 
 @dataclass(frozen=True, slots=True)
 class MqttSection:
-    """The connection. Host None: ``endpoint.info``, else ``[ota] mqtt_host``. ``ca`` None: the system's authorities.
+    """The connection. Host None: from the credentials, else ``[ota] mqtt_host``. ``ca`` None: the system's authorities.
+
+    ``nvs``: a flash image or a dump of its factory partition that holds the credentials; ``nvs_keys``: a file with the
+    keys of an encrypted one, see `rmaker_ota.credentials.read_keys`.
 
     ``alpn`` None: `ALPN` on port 443, nothing elsewhere; empty: nothing. Reconnect delays double from the smallest to
     the largest, each spread by a quarter.
@@ -81,6 +90,8 @@ class MqttSection:
     cert: Path | None = None
     key: Path | None = None
     credentials: Path | None = None
+    nvs: Path | None = None
+    nvs_keys: Path | None = None
     alpn: str | None = None
     basic_ingest: bool = True
     keepalive_s: int = _in_range(120, 5, 65535)  # seconds; the firmware allows 30 to 1200
@@ -95,8 +106,8 @@ class OtaSection(OtaOptions):
     """How updates are done: the rules' options (`OtaOptions`) and those of connection, download and storage.
 
     Sizes are bytes unless the name says otherwise. Options that configure parts this program leaves to the operating
-    system (``sntp_server``) or does not have (``factory_*``, ``max_param_data_size``, ``connectivity_*``) are accepted
-    so that one file serves both, and have no effect.
+    system (``sntp_server``) or does not have (``max_param_data_size``, ``connectivity_*``) are accepted so that one
+    file serves both, and have no effect.
     """
 
     type: str = _one_of("topics", "topics", "params")
@@ -135,12 +146,13 @@ class OtaSection(OtaOptions):
     mqtt_product_sku: str = _one_of("EX00", "ES00", *(f"EX{number:02}" for number in range(7)))
     # Time.
     timezone: str | None = None  # IANA name or POSIX TZ string; None: the system's
+    # Where a device has its credentials, see [mqtt] nvs.
+    factory_partition: str = "fctry"
+    factory_namespace: str = "rmaker_creds"
     # Accepted, without effect here.
     sntp_server: str = "pool.ntp.org"
     max_param_data_size: int = _in_range(1024, 64, 8192)
     connectivity_report_delay_s: int = _in_range(5, 0, 30)
-    factory_partition: str = "fctry"
-    factory_namespace: str = "rmaker_creds"
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +179,8 @@ class RestartSection:
 
 @dataclass(frozen=True, slots=True)
 class NodeConfig:
-    """A complete configuration. ``node.id``, ``mqtt.host``, ``mqtt.cert`` and ``mqtt.key`` are resolved.
+    """A complete configuration. ``node.id`` and ``mqtt.host`` are resolved, and so are ``mqtt.cert`` and
+    ``mqtt.key`` unless there is ``mqtt.nvs``.
 
     ``source`` is the file it came from, for messages.
     """
@@ -379,18 +392,20 @@ def _resolve_credentials(reader: _Reader, values: dict[str, dict[str, Any]]) -> 
     node, mqtt, ota = values["node"], values["mqtt"], values["ota"]
     claimed: Path | None = mqtt.get("credentials")
     where = "[mqtt] credentials"
+    if "nvs" in mqtt:
+        _resolve_nvs(reader, values)
+        return
+    if "nvs_keys" in mqtt:
+        reader.fail("[mqtt] nvs_keys", str(mqtt["nvs_keys"]), "[mqtt] nvs beside it, which these are the keys of")
     for key in ("cert", "key"):
         if key not in mqtt:
             if claimed is None:
-                reader.fail(f"[mqtt] {key}", None, "a path, or [mqtt] credentials", found="missing")
+                reader.fail(f"[mqtt] {key}", None, "a path, [mqtt] credentials or [mqtt] nvs", found="missing")
             mqtt[key] = claimed / ("node.crt" if key == "cert" else "node.key")
             reader.read_credential(where, mqtt[key])
         else:
             reader.read_credential(f"[mqtt] {key}", mqtt[key])
-    if "ca" in mqtt:
-        reader.read_credential("[mqtt] ca", mqtt["ca"])
-    if "server_cert" in ota:
-        reader.read_credential("[ota] server_cert", ota["server_cert"])
+    _check_authorities(reader, values)
     if "host" not in mqtt:
         mqtt["host"] = ota.get("mqtt_host", PUBLIC_MQTT_HOST)
         endpoint = claimed / "endpoint.info" if claimed is not None else None
@@ -405,6 +420,65 @@ def _resolve_credentials(reader: _Reader, values: dict[str, dict[str, Any]]) -> 
             reader.fail(
                 "[node] id", None, "an id, [mqtt] credentials, or [ota] node_id_from_cert_cn = true", found="missing"
             )
+
+
+def _check_authorities(reader: _Reader, values: dict[str, dict[str, Any]]) -> None:
+    for section, key in (("mqtt", "ca"), ("ota", "server_cert")):
+        if key in values[section]:
+            reader.read_credential(f"[{section}] {key}", values[section][key])
+
+
+def _resolve_nvs(reader: _Reader, values: dict[str, dict[str, Any]]) -> None:
+    """Node id and host from NVS; that certificate and key are there, without keeping them."""
+    node, mqtt, ota = values["node"], values["mqtt"], values["ota"]
+    path: Path = mqtt["nvs"]
+    for key in ("credentials", "cert", "key"):
+        if key in mqtt:
+            reader.fail(f"[mqtt] {key}", str(mqtt[key]), "only one of them", found="credentials are in [mqtt] nvs too")
+    _check_authorities(reader, values)
+    found = nvs_credentials(
+        path,
+        mqtt.get("nvs_keys"),
+        partition=ota.get("factory_partition", "fctry"),
+        namespace=ota.get("factory_namespace", "rmaker_creds"),
+        source=reader.source,
+    )
+    for key, value in (("client_cert", found.client_cert), ("client_key", found.client_key)):
+        if value is None:
+            reader.fail("[mqtt] nvs", str(path), f"a {key} in {found.where}", found="none there")
+    if "host" not in mqtt:
+        stored = None if ota.get("mqtt_host_from_config", False) else found.mqtt_host
+        mqtt["host"] = stored or ota.get("mqtt_host", PUBLIC_MQTT_HOST)
+    if "id" not in node:
+        if ota.get("node_id_from_cert_cn", False):
+            node["id"] = certificate_common_name(found.client_cert or b"", path)
+        elif found.node_id is not None:
+            node["id"] = found.node_id
+        else:
+            reader.fail(
+                "[node] id",
+                None,
+                f"an id, a node_id in {found.where}, or [ota] node_id_from_cert_cn = true",
+                found="missing",
+            )
+
+
+def nvs_credentials(path: Path, keys: Path | None, *, partition: str, namespace: str, source: str) -> Credentials:
+    """The credentials of ``[mqtt] nvs``.
+
+    Raises:
+        ConfigError: the file or its keys cannot be used; the message says why.
+    """
+    from rmaker_ota.credentials import read_credentials, read_keys
+
+    where, named, wanted = "[mqtt] nvs_keys", keys, "an nvs_keys partition, 64 key bytes or an HMAC key of 32"
+    try:
+        key_bytes = None if keys is None else read_keys(keys)
+        where, named, wanted = "[mqtt] nvs", path, f"a flash image or a dump of {partition}, with {namespace}"
+        return read_credentials(path, keys=key_bytes, partition=partition, namespace=namespace)
+    except (OtaError, OSError) as error:
+        found = str(error) if isinstance(error, OtaError) else error.strerror or "unreadable"
+        raise ConfigError(f'{source}: {where} = "{named}": {found}, expected {wanted}') from None
 
 
 def certificate_common_name(pem: bytes, path: Path) -> str:

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rmaker_ota import esp_format, nvs, ota_core
+from rmaker_ota import credentials, esp_format, nvs, ota_core
 from rmaker_ota.errors import ArgumentError, FormatError, ImageError, OtaError
 from rmaker_ota.targets import chip_record
 from rmaker_ota.targets.base import AppDescription
@@ -112,12 +112,13 @@ def _is_nvs(data: bytes) -> bool:
     return used > 0
 
 
-def inspect(where: str | Path, *, kind: str | None = None) -> dict[str, Any]:
+def inspect(where: str | Path, *, kind: str | None = None, nvs_keys: bytes | None = None) -> dict[str, Any]:
     """Looks into a file or a target.
 
     Args:
         where: a path, or a target's URI (``esp32-image:PATH``, ``file:PATH``).
         kind: one of `KINDS`; None: found out.
+        nvs_keys: 64 key bytes for encrypted NVS partitions (`rmaker_ota.credentials.read_keys`).
 
     Returns:
         ``"kind"``, ``"path"``, ``"size"`` and what that kind has.
@@ -136,7 +137,12 @@ def inspect(where: str | Path, *, kind: str | None = None) -> dict[str, Any]:
     if len(data) > MAX_FILE:
         raise ArgumentError(f"{path} is larger than {MAX_FILE >> 20} MiB")
     kind = kind or identify(data)
-    found = _LOOK[kind](data) if kind != "flash" else _inspect_chip(path, data)
+    if kind == "flash":
+        found = _inspect_chip(path, data, nvs_keys)
+    elif kind == "nvs":
+        found = inspect_nvs(data, nvs_keys)
+    else:
+        found = _LOOK[kind](data)
     return {"kind": kind, "path": str(path), "size": len(data), **found}
 
 
@@ -281,16 +287,27 @@ def _entry(entry: esp_format.OtadataEntry, slot_count: int) -> dict[str, Any]:
 # ---- NVS -------------------------------------------------------------------------------------------------------------
 
 
-def inspect_nvs(data: bytes) -> dict[str, Any]:
-    """The items of a key-value partition, secrets masked. An encrypted one has none, and as many damaged ones."""
+def inspect_nvs(data: bytes, keys: bytes | None = None) -> dict[str, Any]:
+    """The items of a key-value partition, secrets masked. An encrypted one without its keys has none, and as many
+    damaged ones. ``"credentials"``: what a node's credentials in it are, None where there are none."""
     try:
-        found = ota_core.Nvs(data)
+        found, encrypted = credentials.open_nvs(data, keys)
     except OtaError as exc:
-        return {"pages": len(data) // SECTOR, "items": [], "damaged": 0, "error": _error(exc)}
+        return {
+            "pages": len(data) // SECTOR,
+            "items": [],
+            "damaged": 0,
+            "encrypted": False,
+            "credentials": None,
+            "error": _error(exc),
+        }
+    has_credentials = credentials.NAMESPACE in found.namespaces
     return {
         "pages": len(found.pages),
         "items": nvs.describe(found.items()),
         "damaged": found.damaged,
+        "encrypted": encrypted,
+        "credentials": credentials.describe(credentials.credentials_in(found)) if has_credentials else None,
         "error": None,
     }
 
@@ -298,23 +315,24 @@ def inspect_nvs(data: bytes) -> dict[str, Any]:
 # ---- Flash image -----------------------------------------------------------------------------------------------------
 
 
-def _inspect_chip(path: Path, data: bytes) -> dict[str, Any]:
+def _inspect_chip(path: Path, data: bytes, nvs_keys: bytes | None) -> dict[str, Any]:
     """A flash image with what the record beside it says of the chip."""
     try:
         record, damage = chip_record.load(path), None
     except FormatError as exc:
         record, damage = None, _error(exc)
-    report = inspect_flash(data, record)
+    report = inspect_flash(data, record, nvs_keys)
     report["error"] = report["error"] or damage
     return report
 
 
-def inspect_flash(data: bytes, record: ChipRecord | None = None) -> dict[str, Any]:
+def inspect_flash(data: bytes, record: ChipRecord | None = None, nvs_keys: bytes | None = None) -> dict[str, Any]:
     """A whole flash: table, slots with their images, otadata, NVS partitions, and what boots next.
 
     Args:
         data: the flash.
         record: of the chip it belongs to; None: one with rollback, whose revision and secure version are not known.
+        nvs_keys: for NVS partitions that are encrypted; others are read all the same.
     """
     chip = record or ChipRecord()
     table_bytes = data[chip.table_offset : chip.table_offset + SECTOR]
@@ -334,7 +352,7 @@ def inspect_flash(data: bytes, record: ChipRecord | None = None) -> dict[str, An
         return report
     for row in table.partitions:
         if row.type == esp_format.TYPE_DATA and row.subtype == esp_format.SUBTYPE_DATA_NVS:
-            report["nvs"].append({"label": row.label, **inspect_nvs(data[row.offset : row.end])})
+            report["nvs"].append({"label": row.label, **inspect_nvs(data[row.offset : row.end], nvs_keys)})
     facts = {}
     for name, row in _slots(layout):
         image = ota_core.parse_image(
@@ -419,6 +437,4 @@ _LOOK: dict[str, Callable[[bytes], dict[str, Any]]] = {
     "image": inspect_image,
     "partition-table": inspect_partition_table,
     "otadata": inspect_otadata,
-    "nvs": inspect_nvs,
-    "flash": inspect_flash,
 }

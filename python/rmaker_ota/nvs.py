@@ -65,7 +65,7 @@ def shown_value(item: NvsItem) -> Any:
         int | float | str: ready for JSON. Blobs above 64 bytes are shown by their first 32 and their length.
     """
     value = item.value
-    if is_secret(item.key):
+    if is_secret(item.key) or _has_private_key(value):
         size = len(value) if isinstance(value, str | bytes) else 1
         return f"({size} {'byte' if size == 1 else 'bytes'}, not shown)"
     if isinstance(value, str):
@@ -89,6 +89,11 @@ def describe(items: list[NvsItem]) -> list[dict[str, Any]]:
         }
         for item in items
     ]
+
+
+def _has_private_key(value: NvsValue) -> bool:
+    """Whether a value holds a private key in PEM, whatever its name is."""
+    return (isinstance(value, bytes) and b"PRIVATE KEY" in value) or (isinstance(value, str) and "PRIVATE KEY" in value)
 
 
 def _printable(text: str) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import click
 
 from rmaker_ota.cli import output
 from rmaker_ota.cli.errors import ExitCode
+from rmaker_ota.credentials import read_keys
 from rmaker_ota.inspect import KINDS, inspect
 
 
@@ -92,9 +94,24 @@ def flash_lines(found: dict[str, Any]) -> Iterator[str]:
 def nvs_lines(found: dict[str, Any]) -> Iterator[str]:
     label = f" {found['label']}" if "label" in found else ""
     damaged = f", {found['damaged']} damaged" if found["damaged"] else ""
-    yield f"NVS{label}: {found['pages']} pages, {len(found['items'])} items{damaged}"
+    encrypted = ", encrypted" if found["encrypted"] else ""
+    yield f"NVS{label}: {found['pages']} pages, {len(found['items'])} items{damaged}{encrypted}"
+    if found["credentials"]:
+        yield from credentials_lines(found["credentials"])
     for item in found["items"]:
         yield f"  {item['namespace']}/{item['key']} ({item['type']}) = {item['value']}"
+
+
+def credentials_lines(found: dict[str, Any]) -> Iterator[str]:
+    for key, title in (("node_id", "node id"), ("mqtt_host", "MQTT host"), ("mqtt_cred_host", "credential host")):
+        if found[key]:
+            yield f"  {title:<17} {found[key]}"
+    certificate, private_key = found["certificate"], found["private_key"]
+    if certificate:
+        name = f"{certificate['common_name']}, " if certificate["common_name"] else ""
+        yield f"  certificate       {name}SHA-256 {certificate['sha256'] or 'none: not PEM'}"
+    if private_key:
+        yield f"  private key       {private_key['kind'] or 'not PEM'}, {private_key['size']} bytes, not shown"
 
 
 LINES = {
@@ -109,15 +126,22 @@ LINES = {
 @click.command("inspect")
 @click.argument("where", metavar="FILE-or-TARGET")
 @click.option("--kind", type=click.Choice(KINDS), help="What it is.  [default: found out]")
+@click.option(
+    "--nvs-keys",
+    "keys_path",
+    metavar="FILE",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Keys of encrypted NVS partitions: a dump of nvs_keys, the 64 bytes alone, or an HMAC key of 32 bytes.",
+)
 @output.json_option
-def command(where: str, *, kind: str | None, as_json: bool) -> int:
+def command(where: str, *, kind: str | None, keys_path: Path | None, as_json: bool) -> int:
     """Show what lies in FILE-or-TARGET. Nothing is changed.
 
     An app or boot loader image: descriptor, segments, checksum and hash. A partition table, otadata, an NVS partition
-    (secrets masked), or a whole flash image: all of these, and which slot boots next and why. The exit code is 1 when
-    something in it is damaged.
+    (secrets masked, a node's credentials named), or a whole flash image: all of these, and which slot boots next and
+    why. The exit code is 1 when something in it is damaged.
     """
-    found = inspect(where, kind=kind)
+    found = inspect(where, kind=kind, nvs_keys=None if keys_path is None else read_keys(keys_path))
     damage = found.get("error")
     if as_json:
         output.print_json(found)

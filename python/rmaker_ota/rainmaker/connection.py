@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import TYPE_CHECKING
 
-from rmaker_ota.config import ALPN, NodeConfig, OtaSection
+from rmaker_ota.config import ALPN, NodeConfig, OtaSection, nvs_credentials
 from rmaker_ota.rainmaker.transport import PublishBudget
 
 if TYPE_CHECKING:
     from rmaker_ota.rainmaker.transport import Transport
+    from rmaker_ota.rainmaker.transport_paho import TlsFiles
 
 
 def username(ota: OtaSection, node_id: str) -> str:
@@ -24,12 +26,30 @@ def username(ota: OtaSection, node_id: str) -> str:
     return f"?Platform=APN3|A0|RM|{ota.mqtt_product_sku}|{names}|{uid}"[:64]
 
 
-def make_transport(config: NodeConfig) -> Transport:
-    """The MQTT connection a configuration describes; not yet started."""
-    from rmaker_ota.rainmaker.transport_paho import Connection, PahoTransport, TlsFiles  # and with it paho
+def _tls(config: NodeConfig, alpn: str | None) -> TlsFiles:
+    from rmaker_ota.rainmaker.transport_paho import TlsFiles, TlsNvs
 
     mqtt, ota = config.mqtt, config.ota
-    assert mqtt.host is not None and mqtt.cert is not None and mqtt.key is not None
+    if mqtt.nvs is not None:
+        read = functools.partial(
+            nvs_credentials,
+            mqtt.nvs,
+            mqtt.nvs_keys,
+            partition=ota.factory_partition,
+            namespace=ota.factory_namespace,
+            source=config.source,
+        )
+        return TlsNvs(cert=mqtt.nvs, key=mqtt.nvs, ca=mqtt.ca, alpn=alpn, read=read)
+    assert mqtt.cert is not None and mqtt.key is not None
+    return TlsFiles(mqtt.cert, mqtt.key, mqtt.ca, alpn)
+
+
+def make_transport(config: NodeConfig) -> Transport:
+    """The MQTT connection a configuration describes; not yet started."""
+    from rmaker_ota.rainmaker.transport_paho import Connection, PahoTransport  # and with it paho
+
+    mqtt, ota = config.mqtt, config.ota
+    assert mqtt.host is not None
     alpn = (ALPN if mqtt.port == 443 else None) if mqtt.alpn is None else mqtt.alpn or None
     budget = PublishBudget(
         ota.mqtt_default_budget,
@@ -43,7 +63,7 @@ def make_transport(config: NodeConfig) -> Transport:
             host=mqtt.host,
             port=mqtt.port,
             client_id=node_id,
-            tls=TlsFiles(mqtt.cert, mqtt.key, mqtt.ca, alpn),
+            tls=_tls(config, alpn),
             keepalive_s=mqtt.keepalive_s,
             persistent_session=mqtt.persistent_session,
             username=username(ota, node_id) if ota.mqtt_send_username else None,

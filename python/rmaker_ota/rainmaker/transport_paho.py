@@ -22,9 +22,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
@@ -38,6 +38,9 @@ from rmaker_ota.rainmaker.transport import (
     PublishRefused,
     Transport,
 )
+
+if TYPE_CHECKING:
+    from rmaker_ota.credentials import Credentials
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +70,7 @@ class TlsFiles:
             raise ConfigError(f"MQTT certificate authorities {self.ca}: {_reason(error)}; expected PEM") from error
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         try:
-            context.load_cert_chain(self.cert, self.key, password=_no_password)
+            self._load(context)
         except (OSError, ssl.SSLError, ValueError) as error:
             raise ConfigError(
                 f"MQTT certificate {self.cert} with key {self.key}: {_reason(error)}; "
@@ -76,6 +79,26 @@ class TlsFiles:
         if self.alpn is not None:
             context.set_alpn_protocols([self.alpn])
         return context
+
+    def _load(self, context: ssl.SSLContext) -> None:
+        context.load_cert_chain(self.cert, self.key, password=_no_password)
+
+
+@dataclass(frozen=True)
+class TlsNvs(TlsFiles):
+    """Certificate and key that lie in NVS: read anew for each context and kept in no object.
+
+    ``cert`` and ``key`` name the file they are in, for messages. ``read`` raises ConfigError where it cannot.
+    """
+
+    read: Callable[[], Credentials] = field(kw_only=True)
+
+    def _load(self, context: ssl.SSLContext) -> None:
+        found = self.read()
+        if found.client_cert is None or found.client_key is None:
+            raise ConfigError(f"{found.where}: no client_cert and client_key there, expected both")
+        with found.as_files() as (cert, key):
+            context.load_cert_chain(cert, key, password=_no_password)
 
 
 @dataclass(frozen=True)
