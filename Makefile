@@ -5,6 +5,7 @@
 #   make setup   the set-up alone           make lint    the linters alone
 #   make bench   benchmarks                 make fuzz    libFuzzer, FUZZ_SECONDS for each target (30)
 #   make tsan    C tests that use threads, under ThreadSanitizer
+#   make valgrind  C programs with libesp_rmaker_ota, whole updates, under valgrind
 #   make sdist   source archive and wheel   make check   builds them and installs the wheel in an empty environment
 #   make format  lets the formatters rewrite the sources
 #   make clean   removes what was built     make distclean  removes .venv too
@@ -12,7 +13,7 @@
 # PYTHON=python3.12 chooses the interpreter of .venv; PYTEST_ARGS="-k name" goes to pytest.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench fuzz tsan sdist check clean distclean
+.PHONY: help setup demo test lint format bench fuzz tsan valgrind sdist check clean distclean
 
 export RMAKER_OTA_VENV ?= .venv
 BIN := $(RMAKER_OTA_VENV)/bin
@@ -49,6 +50,9 @@ fuzz:
 
 tsan: setup
 	@$(PY) -m tests.csrc.csrc_build --sanitizer thread --threaded
+
+valgrind: setup
+	@RMAKER_OTA_VALGRIND=1 $(PY) -m pytest tests/flows/test_valgrind.py $(PYTEST_ARGS)
 
 sdist: setup
 	@$(PY) -m pip install --quiet build

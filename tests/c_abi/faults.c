@@ -17,7 +17,8 @@
 static const char *mode;
 static const char *config_file;
 static sem_t downloading; /* posted when the built-in handler reports that it downloads */
-static sem_t called;      /* posted when the job callback has called everything */
+static sem_t called;      /* posted when the job callback is about to return */
+static const char *kept;  /* what it must not keep */
 
 static bool is(const char *name) {
     return strcmp(mode, name) == 0;
@@ -87,6 +88,11 @@ static esp_err_t on_job(esp_rmaker_ota_handle_t handle, esp_rmaker_ota_data_t *j
         call_everything(handle, job);
         return (esp_err_t)0xdead;
     }
+    if (is("keeps-pointer")) {
+        kept = job->url;
+        sem_post(&called);
+        return ESP_OK;
+    }
     if (is("callback-exits")) {
         exit(3);
     }
@@ -137,6 +143,12 @@ int main(int argc, char **argv) {
             printf("stopped\n");
         }
         return 6;
+    }
+    if (is("keeps-pointer")) {
+        while (sem_wait(&called) != 0) {
+        }
+        must("stop", rmaker_ota_stop(), ESP_OK); /* the callback is over */
+        return kept[0] == 'h' ? 0 : 1;
     }
     rmaker_ota_end_t end;
     must("wait", rmaker_ota_wait(-1, &end), ESP_OK);

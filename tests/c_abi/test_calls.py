@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import json
 import logging
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -799,3 +802,18 @@ def test_a_stopped_node_is_forgotten(lib: Any, config_file: Path) -> None:
     assert lib.rmaker_ota_stop() == OK
     gc.collect()
     assert node() is None
+
+
+def test_nothing_is_left_of_a_job() -> None:
+    """Counts what is allocated, not only what is resident: 1000 jobs of 9 kB in strings and structures each.
+
+    What a first use fills (tables that double, caches) is some ten kB more after the second thousand.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.c_abi.leak", "1000"], capture_output=True, text=True, check=True, timeout=100
+    )
+    found = json.loads(done.stdout)
+    grown = {name: found["after"][name] - found["before"][name] for name in found["after"]}
+    assert grown["blocks"] < found["jobs"], grown
+    assert grown["malloc"] < 300 * found["jobs"], grown
+    assert grown["rss"] < 2 << 20, grown
