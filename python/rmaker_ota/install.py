@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 import threading
 import time
@@ -20,7 +21,15 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from rmaker_ota import ota_core
-from rmaker_ota.errors import ArgumentError, ImageError, OtaError, OtaTimeoutError, RejectedError, StateError
+from rmaker_ota.errors import (
+    ArgumentError,
+    ImageError,
+    NotResumableError,
+    OtaError,
+    OtaTimeoutError,
+    RejectedError,
+    StateError,
+)
 from rmaker_ota.records import dataclass
 
 if TYPE_CHECKING:
@@ -68,6 +77,7 @@ class ResumePoint:
         offset: how many, from the start of the image.
         sha256: their digest, 32 bytes. A slot that holds something else is not resumed onto.
         entity_tag: of the file they come from; "": none. With one the server is asked to send a changed file whole.
+            Without one, a download is resumed only where a digest was announced or the target takes ESP images alone.
     """
 
     offset: int
@@ -265,6 +275,8 @@ def make_source(
     if isinstance(source, int):
         return ota_core.FdSource(source)
     if source == "-":
+        if sys.__stdin__ is None:  # closed when the process began; something else may have descriptor 0 by now
+            raise ArgumentError("standard input is closed", stage="source")
         return ota_core.FdSource(0)
     if isinstance(source, str) and "://" in source:
         return ota_core.HttpSource(
@@ -285,6 +297,19 @@ def make_source(
             entity_tag=resume.entity_tag if resume is not None else None,
         )
     return ota_core.FileSource(os.fspath(source))
+
+
+def _refuse_itself(source: object, path: str) -> None:
+    """Raises ArgumentError when the source is the very file or device the target would empty or write over."""
+    if not isinstance(source, str | int | os.PathLike):
+        return
+    try:
+        here, there = os.stat(0 if source == "-" else source), os.stat(path)
+    except (OSError, ValueError):
+        return  # no path, or none that is there
+    same_device = stat.S_ISBLK(here.st_mode) and stat.S_ISBLK(there.st_mode) and here.st_rdev == there.st_rdev
+    if same_device or os.path.samestat(here, there):
+        raise ArgumentError(f"the source is the target itself, {path}", stage="source")
 
 
 class Installer:
@@ -405,9 +430,12 @@ class Installer:
     def _install(self) -> InstallResult:
         began = time.monotonic()
         options = self._options
+        _check_numbers(options, self._http)
         slot = self._slot if self._slot is not None else self._target.next_slot()
         rules = self._target.verify_image_rules()
         self._require = options.require_description if options.require_description is not None else bool(rules)
+        _refuse_itself(self._source_like, self._target.uri.partition(":")[2])
+        self._refuse_unsafe_resume(any_image=not rules)
         source = make_source(self._source_like, self._http, options.resume)
         sink = self._target.open_sink(slot, activate=options.activate)
         checkpoints = self._on_checkpoint is not None
@@ -465,6 +493,17 @@ class Installer:
             resumed_from=int(counts["resumed_from"]),
             counts=counts,
         )
+
+    def _refuse_unsafe_resume(self, *, any_image: bool) -> None:
+        """Raises NotResumableError where nothing would tell that the server has another file by now.
+
+        An entity tag tells, an announced digest does, and so does the structure of an ESP image.
+        """
+        options, source = self._options, self._source_like
+        if options.resume is None or options.resume.offset == 0 or options.resume.entity_tag or not any_image:
+            return
+        if isinstance(source, str) and "://" in source and options.sha256 is None and options.md5 is None:
+            raise NotResumableError("the server gave no entity tag and no digest was announced", stage="source")
 
     def _header(self, raw: bytes, size: int | None, offset: int, entity_tag: str) -> None:
         self._description = describe_image(raw, required=self._require)
@@ -590,6 +629,24 @@ def digest(name: str, value: bytes | str | None, size: int) -> bytes | None:
     if len(value) != size:
         raise ArgumentError(f"{name} has {len(value)} bytes, expected {size}")
     return value
+
+
+def _check_numbers(options: InstallOptions, http: HttpOptions) -> None:
+    """Raises ArgumentError for a number the engine cannot take, naming it."""
+    checks = [
+        ("size", options.size or 0, 63),
+        ("max_image_size", options.max_image_size, 63),
+        ("header_size", options.header_size, 31),
+        ("buffer_size", options.buffer_size, 31),
+        ("buffer_count", options.buffer_count, 31),
+        ("checkpoint_bytes", options.checkpoint_bytes, 63),
+        ("resume offset", options.resume.offset if options.resume is not None else 0, 63),
+        ("max_bytes_per_s", http.max_bytes_per_s, 63),
+        ("max_redirects", http.max_redirects, 31),
+    ]
+    for name, value, bits in checks:
+        if not isinstance(value, int) or not 0 <= value < 1 << bits:
+            raise ArgumentError(f"{name} is {value!r}, expected a whole number from 0 to 2**{bits} - 1")
 
 
 def _milliseconds(name: str, seconds: float) -> int:

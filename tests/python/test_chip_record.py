@@ -134,3 +134,11 @@ def test_the_new_record_is_durable_before_it_has_the_name_and_the_name_after(
     monkeypatch.setattr(Path, "replace", traced_replace)
     chip_record.save(tmp_path / "flash.bin", RECORD)
     assert calls == ["sync file", "rename", "sync directory"]
+
+
+def test_what_a_killed_writer_left_is_taken_over(tmp_path: Path) -> None:
+    image = tmp_path / "chip.bin"
+    (tmp_path / "chip.bin.chip.json.new").write_text("half a rec")
+    save(image, ChipRecord(chip_id=5))
+    assert load(image) == ChipRecord(chip_id=5)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["chip.bin.chip.json"]

@@ -20,7 +20,7 @@ from click.testing import CliRunner, Result
 from rmaker_ota.cli import cli
 from rmaker_ota.cli.install import ByteCount, ResumeFile
 from rmaker_ota.errors import ConfigError
-from rmaker_ota.install import ResumePoint
+from rmaker_ota.install import Installer, ResumePoint
 
 KEYS = {
     "status",
@@ -197,7 +197,22 @@ def test_a_signal_ends_it_with_130(tmp_path: Path, slot: Path, number: signal.Si
 
 def test_a_damaged_resume_record_is_named_with_the_way_out(image: Path, slot: Path, tmp_path: Path) -> None:
     record = tmp_path / "resume.json"
-    for text in ("", "{", "[]", '{"offset": "x"}', '{"offset": 5, "sha256": "zz", "entity_tag": ""}'):
+    digest = "00" * 32
+    for text in (
+        "",
+        "{",
+        "[]",
+        "[" * 200_000,
+        '{"offset": "x"}',
+        '{"offset": 5, "sha256": "zz", "entity_tag": ""}',
+        '{"offset": 4096, "sha256": "00", "entity_tag": ""}',
+        '{"offset": 4096, "sha256": 7, "entity_tag": ""}',
+        f'{{"offset": 4096, "sha256": "{digest}", "entity_tag": 7}}',
+        *(
+            f'{{"offset": {offset}, "sha256": "{digest}", "entity_tag": ""}}'
+            for offset in ("-4096", "4097", "4096.0", "true", "Infinity", "1e400", "9223372036854775808")
+        ),
+    ):
         record.write_text(text)
         result = install(image, f"file:{slot}", "--resume", record)
         assert result.exit_code == 2
@@ -217,6 +232,63 @@ def test_a_resume_record_counts_only_for_what_it_was_made_for(tmp_path: Path) ->
     assert [entry.name for entry in tmp_path.iterdir()] == ["resume.json"]
     ResumeFile(path, "https://host/app.bin", "file:slot", "slot").clear()
     assert ResumeFile(path, "https://host/app.bin", "file:slot", "slot").load() is None
+
+
+def test_a_local_file_that_was_changed_is_not_resumed_from(tmp_path: Path) -> None:
+    source, path = tmp_path / "image.bin", tmp_path / "resume.json"
+    source.write_bytes(BODY)
+    point = ResumePoint(4096, hashlib.sha256(BODY[:4096]).digest())
+    ResumeFile(path, str(source), "file:slot", "slot").save(point)
+    assert ResumeFile(path, str(source), "file:slot", "slot").load() == point
+    source.write_bytes(BODY[::-1])
+    os.utime(source, ns=(1, 1))
+    assert ResumeFile(path, str(source), "file:slot", "slot").load() is None
+
+
+def test_a_record_needs_its_directory_before_anything_is_written(image: Path, slot: Path, tmp_path: Path) -> None:
+    result = install(image, f"file:{slot}", "--resume", tmp_path / "missing" / "resume.json")
+    assert result.exit_code == 2
+    assert "no such directory" in result.stderr
+    assert not slot.exists()
+
+
+@pytest.mark.parametrize("name", ["image.bin", "link.bin", "hard.bin"])
+def test_a_file_is_not_installed_into_itself(image: Path, name: str) -> None:
+    (image.parent / "link.bin").symlink_to(image)
+    (image.parent / "hard.bin").hardlink_to(image)
+    result = install(image.parent / name, f"file:{image}", "--json")
+    assert result.exit_code == 2
+    assert "is the target itself" in result.stderr
+    assert image.read_bytes() == BODY
+
+
+def test_standard_input_that_is_the_target_is_refused(image: Path) -> None:
+    with image.open("rb") as stream, process("-", f"file:{image}", stdin=stream) as child:
+        _, err = child.communicate(timeout=60)
+    assert child.returncode == 2
+    assert "is the target itself" in err
+    assert image.read_bytes() == BODY
+
+
+def test_a_closed_standard_input_is_named(slot: Path) -> None:
+    command = [sys.executable, "-m", "rmaker_ota", "install", "-", f"file:{slot}"]
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" <&-', "sh", *command], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 2
+    assert "standard input is closed" in done.stderr
+
+
+def test_a_second_signal_leaves_an_object_too(monkeypatch: pytest.MonkeyPatch, image: Path, slot: Path) -> None:
+    """`timeout` sends its signal to the program and to its process group: twice."""
+
+    def interrupted(self: Installer) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Installer, "result", interrupted)
+    result = install(image, f"file:{slot}", "--json")
+    assert result.exit_code == 130
+    assert answer(result)["status"] == "failed"
 
 
 def test_a_finished_installation_removes_its_record(image: Path, slot: Path, tmp_path: Path) -> None:

@@ -39,6 +39,12 @@ def test_an_unknown_uri_is_refused_with_those_that_are_known(uri: str) -> None:
     assert "esp32-image:PATH" in str(caught.value)
 
 
+@pytest.mark.parametrize("uri", ["esp32-image:.", "esp32-image:/", "esp32-image:..", "esp32-image:a\0b", "file:a\0b"])
+def test_a_path_that_is_no_file_is_an_error_of_ours(uri: str) -> None:
+    with pytest.raises((ArgumentError, DeviceError)):
+        open_target(uri)
+
+
 def test_an_unknown_option_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ArgumentError, match=r"no option 'colour', only .*read_only"):
         open_target(f"esp32-image:{tmp_path}/x", colour="red")

@@ -29,6 +29,7 @@ from rmaker_ota.targets.base import Slot, Target
 if TYPE_CHECKING:
     from pathlib import Path
 
+RESUME_UNIT = 4096  # checkpoints lie on whole blocks and sectors
 UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 
@@ -79,16 +80,29 @@ class ResumeFile:
 
     It is written after the bytes it speaks of are on the medium, replaced by rename, and removed when the image is
     installed. The record counts only for the same source, target and slot; the query of a URL, which may hold a secret
-    and changes with every signature, is not kept.
+    and changes with every signature, is not kept. A local file that was changed in between is another source: it has
+    no entity tag that would tell.
     """
 
     def __init__(self, path: Path, source: str, target: str, slot: str) -> None:
         self.path = path
-        self._identity = {
-            "source": source.partition("?")[0] if source.lower().startswith(("http:", "https:")) else source,
+        is_url = source.lower().startswith(("http:", "https:"))
+        self._identity: dict[str, object] = {
+            "source": source.partition("?")[0] if is_url else source,
+            "source_file": None if is_url else self._facts(source),
             "target": target,
             "slot": slot,
         }
+
+    @staticmethod
+    def _facts(source: str) -> list[int] | None:
+        from pathlib import Path
+
+        try:
+            status = Path(source).stat()
+        except OSError:
+            return None  # the source says what is wrong with it
+        return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns]
 
     def load(self) -> ResumePoint | None:
         """Where to go on; None to begin at the start.
@@ -98,11 +112,17 @@ class ResumeFile:
         """
         try:
             record = json.loads(self.path.read_text(encoding="utf-8"))
-            point = ResumePoint(int(record["offset"]), bytes.fromhex(record["sha256"]), str(record["entity_tag"]))
-            identity = {key: record[key] for key in self._identity}
+            point = ResumePoint(record["offset"], bytes.fromhex(record["sha256"]), record["entity_tag"])
+            if type(point.offset) is not int or not 0 <= point.offset < 1 << 63 or point.offset % RESUME_UNIT != 0:
+                raise ValueError(f"offset is {point.offset!r}")
+            if len(point.sha256) != 32:
+                raise ValueError(f"sha256 has {len(point.sha256)} bytes")
+            if not isinstance(point.entity_tag, str):
+                raise TypeError(f"entity_tag is {point.entity_tag!r}")
+            identity = {key: record.get(key) for key in self._identity}
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError, KeyError) as exc:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:
             raise ConfigError(
                 f"{self.path} is no resume record ({exc!r}); remove it to start from the beginning"
             ) from exc
@@ -141,6 +161,8 @@ class ResumeFile:
 def resume_file(path: str, source: str, target: str, slot: str) -> ResumeFile:
     from pathlib import Path  # 4 ms of imports that most installations do without
 
+    if not Path(path).parent.is_dir():
+        raise ConfigError(f"--resume {path}: there is no such directory to keep the file in")
     return ResumeFile(Path(path), source, target, slot)
 
 
@@ -344,7 +366,7 @@ def command(
             if record:
                 record.clear()
             text = summary(result, place, left_alone=no_activate and place.running_slot() is not None)
-    except (OtaError, OSError) as exc:
+    except (OtaError, OSError, KeyboardInterrupt) as exc:
         if as_json and errors.exit_code(exc) != errors.ExitCode.USAGE:
             refused = errors.exit_code(exc) == errors.ExitCode.REJECTED
             output.print_json(

@@ -34,6 +34,8 @@ def open_target(uri: str, **options: Any) -> Target:
     if scheme not in _KINDS or not rest:
         known = ", ".join(f"{name}:PATH" for name in _KINDS)
         raise ArgumentError(f"target {uri!r} is none of {known}", stage="target")
+    if "\0" in rest:
+        raise ArgumentError(f"target {uri!r} contains a NUL character", stage="target")
     module, name = _KINDS[scheme]
     kind: Callable[..., Target] = getattr(importlib.import_module(module), name)
     given = {key: value for key, value in options.items() if value is not None}

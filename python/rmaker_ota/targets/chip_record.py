@@ -50,8 +50,7 @@ class ChipRecord:
 
 def record_path(image: str | os.PathLike[str]) -> Path:
     """Where the record of a flash image lies."""
-    path = Path(image)
-    return path.with_name(path.name + ".chip.json")
+    return Path(f"{Path(image)}.chip.json")
 
 
 def load(image: str | os.PathLike[str]) -> ChipRecord | None:
@@ -85,21 +84,22 @@ def save(image: str | os.PathLike[str], record: ChipRecord) -> None:
     Raises:
         DeviceError: it cannot be written; the old one is still there.
     """
-    import tempfile  # 4 ms of imports, needed when something changes
-
     path = record_path(image)
+    # Always the same name: whoever is killed here leaves one file behind, and the next one takes it over. Only one may
+    # write, the one that has the flash image exclusively.
+    new = path.with_name(path.name + ".new")
     text = json.dumps({"format": FORMAT, **asdict(record)}, indent=2) + "\n"
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".")
         try:
+            handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             with os.fdopen(handle, "w", encoding="ascii") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
-            Path(name).replace(path)
+            new.replace(path)
         except BaseException:
             with contextlib.suppress(OSError):
-                Path(name).unlink()
+                new.unlink()
             raise
         sync_directory(path.parent)
     except OSError as exc:

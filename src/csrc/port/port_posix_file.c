@@ -226,7 +226,7 @@ static int sync_directory_of(const char *path) {
     return result;
 }
 
-static int measure(posix_file *file) {
+static int measure(posix_file *file, bool to_write) {
     struct stat st;
     if (fstat(file->fd, &st) != 0) {
         return errno;
@@ -239,6 +239,10 @@ static int measure(posix_file *file) {
         return S_ISDIR(st.st_mode) ? EISDIR : EINVAL;
     }
     file->base.is_block = true;
+    int read_only = 0;
+    if (to_write && ioctl(file->fd, BLKROGET, &read_only) == 0 && read_only) {
+        return EROFS; /* opening it is allowed all the same */
+    }
     return ioctl(file->fd, BLKGETSIZE64, &file->base.size) != 0 ? errno : 0;
 }
 
@@ -287,7 +291,7 @@ int ota_port_file_open(const char *path, uint32_t flags, ota_fault *fault, ota_f
     file->base.fault = fault;
     file->base.is_direct = direct;
     file->base.align = direct ? 4096 : 1;
-    result = measure(file);
+    result = measure(file, (flags & OTA_FILE_WRITE) != 0);
     if (result == 0 && !file->base.is_block && (flags & OTA_FILE_EXCLUSIVE) != 0 &&
         flock(file->fd, LOCK_EX | LOCK_NB) != 0) {
         result = errno == EWOULDBLOCK ? EBUSY : errno;
