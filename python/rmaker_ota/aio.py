@@ -71,7 +71,11 @@ class _Work(Generic[T]):
         self._cancel = cancel
         self.done: asyncio.Future[T] = self._loop.create_future()
         self.done.add_done_callback(lambda done: done.exception())  # nobody has to ask
-        threading.Thread(target=self._run, name=name, daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def begin(self) -> None:
+        """Starts the thread; apart from the making, so that the function finds this object where its owner keeps it."""
+        self._thread.start()
 
     def post(self, function: Callable[..., object], *args: object) -> None:
         """Calls something on the loop, unless that has been closed."""
@@ -113,7 +117,9 @@ class _Work(Generic[T]):
 
 async def _in_thread(function: Callable[..., T], *args: object) -> T:
     """A short call that may block."""
-    return await _Work("rmaker-aio", functools.partial(function, *args)).wait()
+    work = _Work("rmaker-aio", functools.partial(function, *args))
+    work.begin()
+    return await work.wait()
 
 
 # ---- Installations ---------------------------------------------------------------------------------------------------
@@ -166,6 +172,7 @@ class Installation:
         if self._work is None:
             self._work = _Work("rmaker-ota-install", self._run, self.cancel)
             self._work.done.add_done_callback(lambda _: self._news.set())
+            self._work.begin()
 
     async def result(self) -> InstallResult:
         """Waits for the end.
@@ -336,6 +343,7 @@ class Node:
         self._streams: list[EventStream] = []
         self._end: _Work[Outcome] = _Work("rmaker-aio-wait", node.wait, self._stop_in_background)
         self._end.done.add_done_callback(lambda _: self._close_streams())
+        self._end.begin()
 
     @classmethod
     async def open(cls, config: NodeConfig, **stand_ins: Any) -> Node:

@@ -146,6 +146,7 @@ def test_a_cancelled_task_ends_the_engine_before_it_goes_on(tmp_path: Path, how:
                     await asyncio.Event().wait()
 
         task = asyncio.create_task(work())
+        task.add_done_callback(lambda _: receiving.set())
         await receiving.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
