@@ -18,9 +18,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from rmaker_ota.cli import cli
-from rmaker_ota.cli.install import ByteCount, ResumeFile
+from rmaker_ota.cli.install import ByteCount, ResumeFile, report
 from rmaker_ota.errors import ConfigError
-from rmaker_ota.install import Installer, ResumePoint
+from rmaker_ota.install import Installer, Phase, Progress, ResumePoint
 
 KEYS = {
     "status",
@@ -277,6 +277,29 @@ def test_a_closed_standard_input_is_named(slot: Path) -> None:
     )
     assert done.returncode == 2
     assert "standard input is closed" in done.stderr
+
+
+@pytest.mark.parametrize("closed", ["0", "1", "2"])
+def test_a_closed_standard_descriptor_is_never_the_slots(image: Path, slot: Path, closed: str) -> None:
+    command = [sys.executable, "-m", "rmaker_ota", "install", str(image), f"file:{slot}"]
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}>&-', "sh", *command], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert slot.read_bytes() == BODY
+
+
+def test_bytes_left_alone_are_not_written_in_a_failure_either() -> None:
+    value = report(
+        "failed",
+        slot=None,
+        header=None,
+        result=None,
+        progress=Progress(Phase.VERIFYING, 10, 10, 8, None),
+        seconds=1.0,
+        error=None,
+    )
+    assert (value["bytes_written"], value["bytes_skipped"]) == (2, 8)
 
 
 def test_a_second_signal_leaves_an_object_too(monkeypatch: pytest.MonkeyPatch, image: Path, slot: Path) -> None:

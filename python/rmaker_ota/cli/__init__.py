@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import gc
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -91,12 +92,31 @@ def cli(debug: bool) -> None:
     """Over-the-air updates for embedded-Linux gateways and the ESP32 chips attached to them."""
 
 
+def occupy_standard_descriptors() -> None:
+    """Gives descriptors 0 to 2 that were closed when the program began to /dev/null.
+
+    The image's own file would get such a number otherwise, and what is printed would land in it.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is not None:
+            continue
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+        setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
+
+
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Runs a command line and exits with its code.
 
     Args:
         args: the arguments after the program's name; None: those of the process.
     """
+    occupy_standard_descriptors()
     # What was imported lives as long as the process: it is not looked at again and again, nor once more at the end.
     # That is 12 ms of CPU, a seventh of a small installation.
     gc.freeze()

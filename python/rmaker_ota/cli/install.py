@@ -179,6 +179,9 @@ def report(
     """The object `--json` prints."""
     description = header.description if header else None
     counts = result or progress
+    written = counts.bytes_written if counts else 0
+    if counts is progress and progress is not None:  # its count has those that were left alone too
+        written -= progress.bytes_skipped
     failure = None
     if error is not None:
         failure = {
@@ -193,7 +196,7 @@ def report(
         "project": result.project if result else description.project_name if description else None,
         "version": result.version if result else description.version if description else None,
         "bytes_read": counts.bytes_read if counts else 0,
-        "bytes_written": counts.bytes_written if counts else 0,
+        "bytes_written": max(written, 0),
         "bytes_skipped": counts.bytes_skipped if counts else 0,
         "sha256": result.sha256.hex() if result and result.sha256 else None,
         "md5": result.md5.hex() if result and result.md5 else None,
