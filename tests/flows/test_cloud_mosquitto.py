@@ -19,6 +19,21 @@ from paho.mqtt.enums import CallbackAPIVersion
 from rmaker_ota.cloud.config import CloudConfig
 from rmaker_ota.cloud.service import CloudService, ServiceThread
 from rmaker_ota.cloud.store import HistoryEntry, JobMode
+from rmaker_ota.rainmaker.streams import (
+    Accepted,
+    Begin,
+    Complete,
+    Failed,
+    Flavour,
+    Input,
+    Message,
+    Publish,
+    Ready,
+    StreamOptions,
+    StreamTransfer,
+    Subscribe,
+    SubscribeResult,
+)
 from tests.python.cloud_parts import esp_image, service_config
 from tests.sim.mosquitto import Mosquitto, find_mosquitto
 
@@ -265,3 +280,69 @@ def test_a_broker_of_another_authority_is_not_trusted(
         broker.wait_log("unknown ca")
         assert not service.mqtt.ready.is_set()
     assert "no connection to broker" in caplog.text
+
+
+class StreamNode:
+    """The node's side of an image stream: runs `StreamTransfer` on the network thread of a client."""
+
+    def __init__(self, broker: Mosquitto, node_id: str, stream: str, size: int, options: StreamOptions) -> None:
+        self.received = bytearray()
+        self.ends: queue.Queue[Complete | Failed] = queue.Queue()
+        self._transfer = StreamTransfer(node_id, stream, size, options)
+        self._subscribing: dict[int, str] = {}
+        identity = broker.identity(node_id)
+        context = ssl.create_default_context(cafile=broker.ca_file)
+        context.load_cert_chain(identity.cert_file, identity.key_file)
+        self._client = Client(CallbackAPIVersion.VERSION2, client_id=node_id)
+        self._client.tls_set_context(context)
+        self._client.on_connect = lambda *rest: self._feed(Begin())
+        self._client.on_subscribe = self._subscribed
+        self._client.on_message = lambda client, data, message: self._feed(Message(message.topic, message.payload))
+        self._client.connect(broker.host, broker.port)
+        self._client.loop_start()
+
+    def _subscribed(self, client: Client, userdata: object, mid: int, reasons: list[Any], properties: object) -> None:
+        self._feed(SubscribeResult(self._subscribing.pop(mid), not reasons[0].is_failure))
+
+    def _feed(self, event: Input) -> None:
+        for action in self._transfer.handle(event):
+            match action:
+                case Subscribe(topic):
+                    _, mid = self._client.subscribe(topic, 1)
+                    assert mid is not None
+                    self._subscribing[mid] = topic
+                case Publish(topic, payload):
+                    self._client.publish(topic, payload, qos=1)
+                case Ready(offset, data):
+                    self.received += data
+                    if offset == 0:
+                        self._feed(Accepted())
+                case Complete() | Failed():
+                    self.ends.put(action)
+
+    def end(self) -> Complete | Failed:
+        """Waits for the end of the transfer and disconnects."""
+        try:
+            return self.ends.get(timeout=WAIT_S)
+        finally:
+            self._client.disconnect()
+            self._client.loop_stop()
+
+
+@pytest.mark.parametrize("flavour", list(Flavour))
+def test_an_image_travels_over_mqtt_alone(
+    broker: Mosquitto, tmp_path: Path, make_node: Callable[..., Node], flavour: Flavour
+) -> None:
+    with ServiceThread(config_for(broker, tmp_path, "streams = true")) as service:
+        image = import_image(service)
+        node = make_node("N1")
+        service.jobs.create(image, ["N1"], mode=JobMode.FORCE)
+        job = node.job()
+        node.close()
+        options = StreamOptions(flavour=flavour, mqtt_ota_blocks_per_request=4, window=2)
+        loader = StreamNode(broker, "N1", job["stream_id"], job["file_size"], options)
+        assert loader.end() == Complete()
+        assert bytes(loader.received) == esp_image()
+        stranger = StreamNode(broker, "N2", job["stream_id"], job["file_size"], options)
+        end = stranger.end()
+        assert isinstance(end, Failed) and end.rejection is not None and end.rejection.code == "ResourceNotFound"

@@ -33,6 +33,7 @@ password_file = "pw"
 client_id = "c"
 keepalive_s = 30
 persistent_session = false
+streams = true
 basic_ingest = "on"
 [admin]
 port = 9000
@@ -54,6 +55,7 @@ def test_every_key_is_read_and_paths_start_at_the_file() -> None:
         PATH.with_name("client.crt"),
     )
     assert (mqtt.username, mqtt.password_file, mqtt.client_id) == ("u", PATH.with_name("pw"), "c")
+    assert mqtt.streams
     assert (mqtt.keepalive_s, mqtt.persistent_session, mqtt.basic_ingest) == (30, False, "on")
     assert (config.admin.socket, config.admin.port, config.path) == (None, 9000, PATH)
 
@@ -62,6 +64,7 @@ def test_defaults() -> None:
     config = parse_config(HTTP, path=PATH)
     assert config.service.data_dir == PATH.with_name("data")
     assert (config.http.host, config.http.port, config.http.url_ttl_s) == ("127.0.0.1", 8443, 86400)
+    assert not config.mqtt.streams
     assert (config.mqtt.port, config.mqtt.basic_ingest, config.mqtt.persistent_session) == (8883, "both", True)
     assert config.admin.socket == PATH.with_name("data") / "admin.sock"
 

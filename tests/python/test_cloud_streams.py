@@ -12,6 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rmaker_ota.cloud.images import stream_id
+from rmaker_ota.cloud.jobs import JobService
 from rmaker_ota.cloud.streams import (
     MAX_DELIVERY,
     MAX_REQUEST,
@@ -19,8 +21,8 @@ from rmaker_ota.cloud.streams import (
     StreamServer,
     check_request,
     parse_topic,
-    stream_id,
 )
+from rmaker_ota.rainmaker.messages import parse_otaurl
 from rmaker_ota.rainmaker.streams import (
     MAX_BITMAP,
     Accepted,
@@ -183,6 +185,20 @@ def test_a_stream_is_described(side: Side) -> None:
     assert json.loads(payload) == {"c": "t", "s": 1, "d": "app.bin", "r": [{"f": 1, "z": 66_000}]}
     ((topic, payload),) = side.ask(b"\xa0", verb="describe")
     assert topic.endswith("/description/cbor") and cbor2.loads(payload)["r"] == [{"f": 1, "z": 66_000}]
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_nodes_are_told_the_stream_id_only_when_streams_are_offered(side: Side, streams: bool) -> None:
+    sent: list[bytes] = []
+    cloud = side.cloud
+
+    def publish(topic: str, payload: bytes) -> bool:
+        sent.append(payload)
+        return True
+
+    jobs = JobService(cloud.store, cloud.images, cloud.links, publish=publish, clock=cloud.clock, streams=streams)
+    jobs.create(side.sha256, ["N1"])
+    assert parse_otaurl(sent[0]).stream_id == (side.stream if streams else None)
 
 
 # ---- Whole transfers --------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """A Mosquitto broker for one installation: its configuration with mutual TLS, and running it as a child process.
 
 The name in a client's certificate is its user name. Nodes may publish and subscribe below ``node/<their id>/`` and
-publish on ``$aws/rules/<rule>/node/<their id>/``; the job service may do so for all nodes; nobody else gets in.
+publish on ``$aws/rules/<rule>/node/<their id>/``, ask for image streams and read the answers below
+``$aws/things/<their id>/streams/``; the job service may do so for all nodes; nobody else gets in.
 """
 
 from __future__ import annotations
@@ -60,9 +61,13 @@ def write_mosquitto(
         f"user {SERVICE_NAME}\n"
         "topic readwrite node/#\n"
         "topic readwrite $aws/rules/#\n"
+        "topic readwrite $aws/things/#\n"
         "\n"
         "pattern readwrite node/%u/#\n"
         "pattern write $aws/rules/+/node/%u/#\n"
+        "pattern write $aws/things/%u/streams/+/get/+\n"
+        "pattern write $aws/things/%u/streams/+/describe/+\n"
+        "pattern read $aws/things/%u/streams/#\n"
     )
     rules.chmod(0o600)  # Mosquitto 2 warns about more
     lines = [

@@ -66,6 +66,7 @@ class MqttConfig:
         keepalive_s: MQTT keep alive, seconds.
         persistent_session: the broker keeps what nodes report while the service is away.
         basic_ingest: ``on``: nodes publish on ``$aws/rules/...`` topics; ``off``: on plain ones; ``both``.
+        streams: offer images over MQTT as well, and answer requests for their blocks.
         allow_plain: speak MQTT without TLS.
     """
 
@@ -80,6 +81,7 @@ class MqttConfig:
     keepalive_s: int = 60
     persistent_session: bool = True
     basic_ingest: str = "both"
+    streams: bool = False
     allow_plain: bool = False
 
 
@@ -180,6 +182,7 @@ def _mqtt(table: _Table) -> MqttConfig:
         keepalive_s=table.integer("keepalive_s", 60, 5, 1200),
         persistent_session=table.boolean("persistent_session", True),
         basic_ingest=table.choice("basic_ingest", "both", ("on", "off", "both")),
+        streams=table.boolean("streams", False),
         allow_plain=table.boolean("allow_plain", False),
     )
     table.finish()

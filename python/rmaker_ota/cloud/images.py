@@ -21,6 +21,12 @@ from rmaker_ota.targets.base import AppDescription
 CHUNK = 1 << 20  # bytes read and hashed at a time
 HEAD_SIZE = 288  # image header 24, segment header 8, app descriptor 256
 UNFINISHED = ".import-"
+STREAM_ID_LENGTH = 32  # 42 characters are what the reference has room for
+
+
+def stream_id(sha256: str) -> str:
+    """The id of the stream that is the image with this SHA-256 (64 hex digits)."""
+    return sha256[:STREAM_ID_LENGTH]
 
 
 def describe_head(head: bytes) -> AppDescription | None:

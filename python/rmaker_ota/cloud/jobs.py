@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from rmaker_ota.cloud.images import ImageStore
+from rmaker_ota.cloud.images import ImageStore, stream_id
 from rmaker_ota.cloud.links import Links
 from rmaker_ota.cloud.store import HistoryEntry, Job, JobMode, JobNode, NodeState, Store, Verdict
 from rmaker_ota.errors import ArgumentError, NotFoundError
@@ -88,6 +88,7 @@ class JobService:
         publish: hands a message (topic, payload) to the broker with QoS 1; False when that is not possible now.
         clock: Unix seconds.
         on_change: called with every history entry after it was written; must not block, must not call back.
+        streams: whether nodes are told a stream id beside the URL.
     """
 
     def __init__(
@@ -99,7 +100,9 @@ class JobService:
         publish: Callable[[str, bytes], bool],
         clock: Callable[[], float] = time.time,
         on_change: Callable[[HistoryEntry], None] | None = None,
+        streams: bool = False,
     ) -> None:
+        self._streams = streams
         self._store = store
         self._images = images
         self._links = links
@@ -261,6 +264,8 @@ class JobService:
         message: dict[str, Any] = {"ota_job_id": job.id, "url": self._links.image_url(image.sha256)}
         if job.version:
             message["fw_version"] = job.version
+        if self._streams:
+            message["stream_id"] = stream_id(image.sha256)
         message["file_size"] = image.size
         message["file_md5"] = image.md5
         if job.metadata is not None:

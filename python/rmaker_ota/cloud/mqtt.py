@@ -5,6 +5,7 @@ Topics, all QoS 1 (specification of the protocol, section 2.1)::
     node/+/otafetch  node/+/otastatus  node/+/config                       plain
     $aws/rules/esp_node_otafetch/node/+/otafetch  ...                      AWS Basic Ingest, on any broker
     node/<id>/otaurl                                                       what we publish
+    $aws/things/+/streams/+/get/+  .../describe/+                          with ``streams = true``; `cloud.streams`
 
 Every ``$aws/...`` filter is subscribed as it stands: brokers such as Mosquitto deliver these topics neither to ``#``
 nor to shared subscriptions. A message is acknowledged to the broker only after what it says was written down: one that
@@ -18,7 +19,7 @@ from __future__ import annotations
 import logging
 import ssl
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,10 @@ RULES = {"otafetch": "esp_node_otafetch", "otastatus": "esp_node_otastatus", "co
 MAX_RECONNECT_DELAY_S = 60
 CONNECT_TIMEOUT_S = 5.0
 
+STREAM_FILTERS = [f"$aws/things/+/streams/+/{verb}/+" for verb in ("get", "describe")]
+
 Handler = Callable[[str, bytes], object]  # node id, payload
+Responder = Callable[[str, bytes], Iterable[tuple[str, bytes]]]  # topic, payload -> the same of each answer
 
 
 def filters(basic_ingest: str) -> list[str]:
@@ -88,16 +92,25 @@ class MqttLink:
         config: the broker and how to reach it.
         handlers: what to do with a message, by topic suffix: ``otafetch``, ``otastatus``, ``config``.
         on_ready: called after every (re)connection, when the broker has confirmed the subscriptions.
+        streams: answers requests for image streams; None: they are not subscribed to.
 
     Raises:
         ConfigError: certificate, key or password file cannot be used.
     """
 
-    def __init__(self, config: MqttConfig, handlers: dict[str, Handler], *, on_ready: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        config: MqttConfig,
+        handlers: dict[str, Handler],
+        *,
+        on_ready: Callable[[], object],
+        streams: Responder | None = None,
+    ) -> None:
         self._config = config
         self._handlers = handlers
         self._on_ready = on_ready
-        self._filters = filters(config.basic_ingest)
+        self._streams = streams
+        self._filters = filters(config.basic_ingest) + (STREAM_FILTERS if streams is not None else [])
         self._ready = threading.Event()
         self._stopping = False
         self._sent = self._received = 0  # each written by one thread at a time
@@ -185,6 +198,11 @@ class MqttLink:
 
     def _dispatch(self, message: MQTTMessage) -> None:
         self._received += 1
+        if self._streams is not None and message.topic.startswith("$aws/things/"):
+            for topic, payload in self._streams(message.topic, bytes(message.payload)):
+                if not self.publish(topic, payload):
+                    break  # the node asks again
+            return
         parsed = parse_topic(message.topic)
         if parsed is None:
             logger.warning("message on unknown topic %s dropped", printable(message.topic))

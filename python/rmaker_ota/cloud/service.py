@@ -26,6 +26,7 @@ from rmaker_ota.cloud.jobs import JobService
 from rmaker_ota.cloud.links import Links, load_secret, write_private
 from rmaker_ota.cloud.mqtt import MqttLink
 from rmaker_ota.cloud.store import HistoryEntry, Store
+from rmaker_ota.cloud.streams import StreamServer
 from rmaker_ota.errors import ConfigError, DeviceError, StateError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -137,12 +138,19 @@ class CloudService:
                 self._on_change(entry)
 
         self.jobs = JobService(
-            self.store, self.images, links, publish=self._publish, clock=self._clock, on_change=changed
+            self.store,
+            self.images,
+            links,
+            publish=self._publish,
+            clock=self._clock,
+            on_change=changed,
+            streams=config.mqtt.streams,
         )
         self.mqtt = MqttLink(
             config.mqtt,
             {"otafetch": self.jobs.on_fetch, "otastatus": self.jobs.on_status, "config": self.jobs.on_config},
             on_ready=self._broker_ready,
+            streams=StreamServer(self.store, self.images).handle if config.mqtt.streams else None,
         )
 
         image_server = ImageServer(

@@ -117,6 +117,7 @@ ca = "ca.crt"
 cert = "service.crt"
 key = "service.key"
 basic_ingest = "both"                   # nodes publish on $aws/rules/... ("on"), on plain topics ("off"), or "both"
+streams = false                         # true: images over MQTT as well, for nodes whose transport it is
 
 [admin]                                 # where `rmaker-ota job` talks to the service
 socket = "data/admin.sock"

@@ -16,7 +16,7 @@ import logging
 import os
 from collections.abc import Iterator
 
-from rmaker_ota.cloud.images import ImageStore
+from rmaker_ota.cloud.images import ImageStore, stream_id
 from rmaker_ota.cloud.jobs import printable
 from rmaker_ota.cloud.store import Image, Store
 from rmaker_ota.rainmaker.streams import (
@@ -35,7 +35,6 @@ from rmaker_ota.rainmaker.streams import (
 
 logger = logging.getLogger("rmaker_ota.cloud.streams")
 
-STREAM_ID_LENGTH = 32  # of an image's SHA-256; 42 characters are what the reference has room for
 STREAM_VERSION = 1  # an image never changes
 MAX_OFFSET = 98_304  # blocks; also the most blocks of one request
 MAX_DELIVERY = 128 * 1024  # bytes of blocks sent for one request
@@ -50,11 +49,6 @@ class StreamError(Exception):
     def __init__(self, code: str, text: str) -> None:
         super().__init__(text)
         self.code = code
-
-
-def stream_id(sha256: str) -> str:
-    """The id of the stream that is the image with this SHA-256 (64 hex digits)."""
-    return sha256[:STREAM_ID_LENGTH]
 
 
 def parse_topic(topic: str) -> tuple[str, str, str, Flavour] | None:
