@@ -1,7 +1,8 @@
 """``rmaker-ota agent``: a node as a service.
 
 It runs until SIGTERM or SIGINT, or until the node restarts: with ``[restart] mode = "process"`` the same process then
-starts anew. Started by systemd with ``Type=notify`` it says when it is up and when it stops.
+starts anew. Started by systemd with ``Type=notify`` it says when it is up and when it stops; with ``WatchdogSec=`` it
+says that it is alive as long as the node's thread takes work. ``packaging/rmaker-ota-agent.service`` is such a unit.
 
 Exit codes: 0 stopped by SIGTERM, or a restart that somebody else does (``mode = "none"``); 1 failed; 2 wrong
 configuration, or a state file that cannot be used: starting again will not help, so a unit should have
@@ -16,6 +17,7 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -70,7 +72,7 @@ def command(config_path: Path, log_level: str) -> int:
         raise UnusableState(error.message) from error
     boot = node.boot
     log.info("node %s runs %s %s from %s", node.node_id, boot.project_name, boot.version, boot.running_slot or "here")
-    with Signals(node) as signals:
+    with Signals(node) as signals, Watchdog(node.responds, watchdog_interval_s(os.environ)):
         try:
             try:
                 Ota(node, type=ota_type_of(config))
@@ -116,6 +118,54 @@ def notify(state: str) -> None:
             sock.send(state.encode())
     except OSError as error:
         log.warning("systemd is not told %s: %s", state, error.strerror)
+
+
+def watchdog_interval_s(environment: Mapping[str, str]) -> float | None:
+    """Half of what systemd allows between two signs of life (sd_watchdog_enabled(3)); None: it waits for none."""
+    if environment.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return None
+    text = environment.get("WATCHDOG_USEC", "")
+    return int(text) / 2e6 if text.isascii() and text.isdigit() and int(text) > 0 else None
+
+
+class Watchdog:
+    """While inside, tells systemd that the node is alive, as long as it is.
+
+    Args:
+        responds: whether the node answers within so many seconds.
+        interval_s: between two signs of life; None: none are wanted.
+        tell: sends one.
+    """
+
+    def __init__(
+        self,
+        responds: Callable[[float], bool],
+        interval_s: float | None,
+        tell: Callable[[str], None] | None = None,
+    ) -> None:
+        self._responds = responds
+        self._interval_s = interval_s
+        self._tell = tell or notify
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="rmaker-watchdog", daemon=True)
+
+    def __enter__(self) -> Watchdog:
+        if self._interval_s is not None:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._over.set()
+
+    def _run(self) -> None:
+        assert self._interval_s is not None
+        while True:
+            if self._responds(self._interval_s):
+                self._tell("WATCHDOG=1")
+            else:
+                log.error("the node's thread does not answer: no sign of life for systemd")
+            if self._over.wait(self._interval_s):
+                return
 
 
 class Signals:

@@ -312,6 +312,12 @@ class Node:
         attempt = self._attempt
         return None if attempt is None else attempt.progress()
 
+    def responds(self, timeout_s: float) -> bool:
+        """Whether the node's thread comes to new work within so many seconds; also when the node has ended. For
+        watchdogs: not from a callback of the node."""
+        reached = threading.Event()
+        return not self._loop.post(_Marker(reached)) or reached.wait(timeout_s) or self._is_stopping
+
     def settle(self, timeout_s: float = 30.0) -> None:
         """Waits until everything begun is done, downloads and callbacks included. For tests."""
         self._loop.settle(timeout_s)
