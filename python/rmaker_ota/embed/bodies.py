@@ -243,7 +243,7 @@ class Bodies:
     # -- the end
 
     def at_exit(self) -> None:
-        """The program exits: as with `rmaker_ota_stop`, but nobody is told: a main() that then returns exits once more."""
+        """The program exits: as `rmaker_ota_stop`, but nobody is told: a main() that then returns exits once more."""
         self._is_exiting = True
         if self._node is not None:
             self.rmaker_ota_stop()
