@@ -75,6 +75,11 @@ class Context:
                     yield missing, other
                     break
 
+    def config(self, boot: int) -> Json:
+        """The settings of a boot."""
+        configs = self.scenario.trace.configs
+        return configs[min(boot, len(configs)) - 1]
+
     @property
     def messages(self) -> list[Message]:
         return self.scenario.messages
@@ -267,7 +272,7 @@ def _nonsense(context: Context, message: Message, theirs: list[Observation]) -> 
         flow = flow_of(theirs, str(message.job_id))
         if flow.wrong is not None and flow.line != "":  # an application callback may report nothing
             return True
-    config = context.scenario.trace.config
+    config = context.config(message.boot)
     usual = {FETCH_DELAY_S, 10.0, PUBACK_S, *RETRY_S, config["retry_delay_minutes"] * 60.0}
     return any(
         one.seen.kind == "timer" and one.seen.data["seconds"] not in usual
@@ -907,11 +912,11 @@ def _mismatch(context: Context, message: Message) -> bool:
     "and nothing without a size.",
 )
 def progress(context: Context) -> None:
-    config = context.scenario.trace.config
-    if not config.get("progress_support"):
-        return
-    interval = config.get("progress_interval", 10)
     for one in list(context.open):
+        config = context.config(one.seen.boot)
+        if not config.get("progress_support"):
+            continue
+        interval = config.get("progress_interval", 10)
         if one.seen.kind == "event":
             text = str(one.seen.data["data"])
         else:
@@ -934,7 +939,7 @@ def _jumped_over(context: Context, seen: Observation, percent: int) -> bool:
         return False
     if _between_positions(context, seen, percent, size):
         return True
-    step = context.scenario.trace.config["http_rx_buffer_size"]
+    step = context.config(seen.boot)["http_rx_buffer_size"]
     return all(100 * position // size != percent for position in range(0, size + step, step))
 
 
@@ -958,6 +963,7 @@ def _between_positions(context: Context, seen: Observation, percent: int, size: 
 def kept_position(context: Context) -> None:
     requests = [one for one in context.reference if one.kind == "http_request"]
     markers = dict(zip((id(one) for one in requests), context.scenario.requests, strict=True))
+    needless = _useless_ranges(context, markers)
     anew: list[Difference] = []
     for missing, extra in list(context.pairs("http_request")):
         if {**missing.seen.data, "range": None} != {**extra.seen.data, "range": None}:
@@ -967,7 +973,6 @@ def kept_position(context: Context) -> None:
             context.explain("Q24", missing, extra)
             if (_offset(missing.seen.data["range"]) or 0) > 0 and extra.seen.data["range"] is None and not marker.own:
                 anew.append(missing)
-    _useless_ranges(context, markers)
     for missing, extra in list(context.pairs("stored")):
         if missing.seen.data["key"] != extra.seen.data["key"] or not missing.seen.data["key"].endswith("ota_written"):
             continue
@@ -981,6 +986,10 @@ def kept_position(context: Context) -> None:
     if position and (values.get("ota_written") == 0 or _last_failure_before_data(context)):
         context.explain("Q24", *position)
     _begun_anew(context, "Q24", anew)
+    for one in needless:  # what the server has for the reference's next connections, ours gets from then on
+        message = context.scenario.message_before(one.seen.boot, one.seen.step)
+        if message is not None:
+            job_went_otherwise(context, "Q24", message, lambda flow: re.search(r"D|F\d+A", flow.line) is not None)
     _wedge(context)
 
 
@@ -1042,17 +1051,27 @@ def _last_failure_before_data(context: Context) -> bool:
     return bool(failed) and any(text in failed[-1] for text in ("OTA Begin failed", "Failed to read image"))
 
 
-def _useless_ranges(context: Context, markers: dict[int, int]) -> None:
+def _useless_ranges(context: Context, markers: dict[int, int]) -> list[Difference]:
     """A range the server does not grant is followed by a second connection; without the range there is only that
-    one."""
+    one. Returns the requests that ours does not need."""
+    needless = []
     for one in list(context.missing("http_request")):
         marker = context.scenario.markers[markers[id(one.seen)]]
-        if marker.own or _offset(one.seen.data["range"]) != (marker.written or 0) * 1024:
+        offset = _offset(one.seen.data["range"])
+        if offset is None or marker.md5 is None or offset != (marker.written or 0) * 1024:
+            continue
+        if (
+            marker.own
+            and offset >= SECTOR
+            and not (_begin_failed_before(context, one) or _other_size(context, one.seen))
+        ):
             continue
         answer = context.records[markers[id(one.seen)] + 1]
         if answer["kind"] == "http_response" and answer["status"] in (200, 416):
             connects = [other for other in context.missing("http_connect") if same_place(other.seen, one.seen)]
             context.explain("Q24", one, *connects[:1])
+            needless.append(one)
+    return needless
 
 
 def _begun_anew(context: Context, number: str, requests: list[Difference]) -> None:
@@ -1328,7 +1347,9 @@ def early_acknowledgement(context: Context) -> None:
 def position_is_invalidated(context: Context) -> None:
     requests = [one for one in context.reference if one.kind == "http_request"]
     for one, index in zip(requests, context.scenario.requests, strict=True):
-        if not context.scenario.markers[index].overwritten:
+        marker = context.scenario.markers[index]
+        asked = _offset(one.data["range"])
+        if not marker.overwritten or marker.md5 is None or asked != (marker.written or 0) * 1024:
             continue
         for missing, extra in list(context.pairs("http_request")):
             if missing.seen is one and extra.seen.data == {**one.data, "range": None}:
@@ -1383,7 +1404,7 @@ def _why_it_stopped(context: Context, kind: str) -> str:
         return "Q5"
     if kind == "crash" and '"fetch_with_delay"' in text:
         return "Q8"
-    if kind == "crash" and context.scenario.trace.config.get("progress_support"):
+    if kind == "crash" and context.config(context.records[-1]["boot"]).get("progress_support"):
         return "Q23"
     return ""
 

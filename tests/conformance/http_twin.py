@@ -175,7 +175,7 @@ class Client:
     """One download: connects, follows redirects, falls back to the whole file.
 
     Args:
-        record: takes what another party can see: ``http_connect`` and ``http_request``.
+        record: takes what another party can see: ``http_connect``, ``http_request`` and ``http_response``.
         verify: what the server's certificate is checked against, as the traces spell it.
     """
 
@@ -216,6 +216,7 @@ class Client:
             request: Json = {"method": "GET", "path": path, "range": None if offset is None else f"bytes={offset}-"}
             self._record("http_request", request)
             reply = yield from self._answer(behaviour, offset)
+            self._record("http_response", {"status": reply.status})
             if reply.status in _REDIRECTS:
                 url = self._follow(url, reply.headers.get("Location"))
                 continue

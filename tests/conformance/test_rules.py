@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.conformance.runner import MakePlatform, Outcome, platform, replay
+from tests.conformance.runner import MakePlatform, Outcome, platform, replay, run
 from tests.conformance.test_traces import DOCUMENTS
 from tests.conformance.trace import parse
 
@@ -280,3 +280,51 @@ def test_q13_another_job_takes_the_place_of_a_later_fetch(make: MakePlatform) ->
     outcome = judged(document, make)
     assert outcome.kind == "deviates", outcome.left
     assert "Q13" in outcome.rules
+
+
+def test_q24_a_range_from_zero_that_is_not_granted_costs_the_reference_a_connection(make: MakePlatform) -> None:
+    document = recording("https-fail-twice")
+    trace = document["trace"]
+    asked = next(i for i, one in enumerate(trace) if one["kind"] == "http_request" and one["headers"].get("Range"))
+    assert trace[asked]["headers"]["Range"] == "bytes=0-"
+    connects = [i for i, one in enumerate(trace) if one["kind"] == "http_connect"]
+    before = [i for i in connects if i < asked]
+    document["inputs"]["https_server"].insert(len(before) - 1, {"ignore_range": True})
+    whole = {name: value for name, value in trace[asked]["headers"].items() if name != "Range"}
+    trace[asked + 1] = {**trace[asked + 1], "status": 200}
+    trace[asked + 2 : asked + 2] = [
+        copy.deepcopy(trace[before[-1]]),
+        {**trace[asked], "headers": whole},
+        copy.deepcopy(trace[asked + 1]),
+    ]
+    assert judged(document, make).rules == ["Q24"]
+    trace[asked] = {**trace[asked], "headers": {**whole, "Range": "bytes=1024-"}}
+    assert judged(document, make).kind == "unmatched"
+
+
+@pytest.mark.parametrize("name", ["https-closed-midway-resumption-off", "https-power-loss-no-md5-at-all"])
+def test_q43_explains_no_range_that_is_not_the_kept_one(make: MakePlatform, name: str) -> None:
+    document = recording(name)
+    asked = [one for one in document["trace"] if one["kind"] == "http_request"][-1]
+    asked["headers"]["Range"] = "bytes=777-"
+    assert judged(document, make).kind == "unmatched"
+
+
+def test_each_boot_has_its_own_settings(make: MakePlatform) -> None:
+    document = recording("https-fail-twice")
+    own = document["config"]
+    document["config"] = {**own, "max_retries": 1, "retry_delay_minutes": 33, "progress_support": True}
+    document["config_per_boot"] = [own]
+    assert judged(document, make).kind != "unmatched"
+    document["config_per_boot"] = [document["config"]]
+    assert judged(document, make).kind == "unmatched"
+
+
+@pytest.mark.parametrize(
+    ("kind", "t"), [("mqtt_publish", 5.0), ("timer_fired", 5.0), ("http_response", 10.0), ("nvs_set", 10.0)]
+)
+def test_the_power_goes_at_the_first_record_of_a_kind(make: MakePlatform, kind: str, t: float) -> None:
+    document = recording("https-success-no-md5")
+    document["inputs"]["power_loss_on"] = kind
+    world = run(parse(document), make)
+    assert [(one.t, one.data["reason"]) for one in world.seen if one.kind == "reboot"][:1] == [(t, "power_loss")]

@@ -74,7 +74,7 @@ from rmaker_ota.rainmaker.workflow import (
     Workflow,
 )
 from tests.conformance.http_twin import Client, PowerCut, Server
-from tests.conformance.observe import TIMERS, Observation, parse_payload, stored_value
+from tests.conformance.observe import OWN_KEYS, TIMERS, Observation, parse_payload, stored_value
 from tests.conformance.platforms import Platform, Running, Services
 from tests.conformance.trace import Trace, UnknownInput
 
@@ -86,13 +86,16 @@ NAMESPACE = "rmaker_ota"
 _CUTS = {
     "mqtt_publish": "publish",
     "mqtt_subscribe": "subscribe",
+    "mqtt_unsubscribe": "unsubscribe",
     "event": "event",
     "callback": "callback",
     "callback_return": "callback_return",
     "api_return": "api_return",
     "timer_start": "timer",
+    "timer_fired": "timer_fired",
     "http_connect": "http_connect",
     "http_request": "http_request",
+    "http_response": "http_response",
     "slot_state": "slot_state",
     "slot_write": "slot_write",
     "image_check": "image_check",
@@ -534,10 +537,12 @@ class World:
                 self._spawn(self._diag_callback(action))
             case StoreSet(key, value):
                 self._nvs.setdefault(NAMESPACE, {})[key] = value
-                self._happened("stored")
+                if f"{NAMESPACE}/{key}" not in OWN_KEYS:
+                    self._happened("stored")
             case StoreErase(key):
                 self._nvs.setdefault(NAMESPACE, {}).pop(key, None)
-                self._happened("erased")
+                if f"{NAMESPACE}/{key}" not in OWN_KEYS:
+                    self._happened("erased")
             case PostEvent(base, event, data):
                 names = CommonEvent if base == COMMON_EVENT_BASE else OtaEvent
                 self._record("event", {"base": base, "event": names(event).name, "data": data})
@@ -570,6 +575,8 @@ class World:
                 self._at(self.t + seconds, fire)
             else:
                 del self._timers[kind]
+            if kind in TIMERS:
+                self._happened("timer_fired")
             self._feed(TimerFired(kind))
 
         self._at(self.t + seconds, fire)
@@ -664,7 +671,14 @@ class World:
 
     def _download(self, action: StartAttempt) -> Generator[float, None, None]:
         verify = "certificate bundle" if action.server_cert is None else f"server_cert:{action.server_cert}"
-        client = Client(self._server, self._record, verify=verify, allow_http=action.allow_http)
+
+        def record(kind: str, data: Json) -> None:
+            if kind == "http_response":
+                self._happened(kind)  # what was answered shows in what is done with it
+            else:
+                self._record(kind, data)
+
+        client = Client(self._server, record, verify=verify, allow_http=action.allow_http)
 
         def feed(event: Input) -> None:
             if isinstance(event, AttemptFailed | AttemptFinished):
