@@ -105,7 +105,8 @@ def esp_rmaker_ota_report_status(
     """Reports a status of the job, and posts the matching event.
 
     Returns:
-        OK; FAIL: no handle, or not published; INVALID_STATE: there is no job to report for.
+        OK; FAIL: no handle, or not published; INVALID_STATE: there is no job to report for; INVALID_ARG: the status
+        is no number, or the information no text.
     """
     return _with_node(
         "esp_rmaker_ota_report_status", lambda node: node.report_status(ota_handle, status, additional_info)
@@ -144,7 +145,7 @@ def esp_rmaker_ota_fetch_with_delay(time: int) -> EspErr:
     """Asks in so many seconds.
 
     Returns:
-        OK; INVALID_ARG: a negative number.
+        OK; INVALID_ARG: a negative number, or none at all.
     """
     return _with_node("esp_rmaker_ota_fetch_with_delay", lambda node: node.fetch_with_delay(time))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -253,6 +254,28 @@ def test_reports_outside_a_callback(world: World) -> None:
     assert ota.esp_rmaker_ota_report_status(handle, ota.OTA_STATUS_FAILED, "x") in (FAIL, INVALID_STATE)
     world.settle()
     assert [event.data for event in world.events if event.base == "RMAKER_OTA_EVENT"] == ["by hand", "x"]
+
+
+def test_arguments_of_a_wrong_kind_are_refused_and_nobody_waits_for_ever(world: World) -> None:
+    anything: Any = ota
+    answers: list[ota.EspErr] = []
+
+    def callback(handle: ota.OtaHandle, data: ota.OtaData) -> int:
+        answers.append(anything.esp_rmaker_ota_report_status(handle, 1, 5))
+        answers.append(anything.esp_rmaker_ota_report_status(handle, 2, b"bytes"))
+        answers.append(anything.esp_rmaker_ota_report_status(handle, "success", "text"))
+        answers.append(anything.esp_rmaker_ota_default_cb(handle, None))
+        return OK
+
+    world.boot(ota.OtaConfig(callback))
+    world.connect()
+    world.deliver_job()
+    assert answers == [INVALID_ARG, INVALID_ARG, INVALID_ARG, FAIL]
+    for seconds in ("5", None, 2.5, float("inf")):
+        assert anything.esp_rmaker_ota_fetch_with_delay(seconds) == INVALID_ARG
+    assert anything.esp_rmaker_ota_fetch_with_delay(10**400) == FAIL
+    assert world.statuses() == []
+    assert ota.esp_rmaker_ota_fetch() == OK
 
 
 def test_a_callback_as_in_the_documentation(world: World) -> None:

@@ -180,3 +180,24 @@ def test_events_of_unknown_kinds_have_names_too() -> None:
     assert Event("RMAKER_OTA_EVENT", 1).name == "RMAKER_OTA_EVENT_STARTING"
     assert Event("RMAKER_OTA_EVENT", 77).name == "RMAKER_OTA_EVENT_77"
     assert Event("MINE", 3).name == "MINE_3"
+
+
+def test_a_timer_longer_than_python_can_wait_stops_nothing() -> None:
+    seen: list[object] = []
+    handled = threading.Event()
+
+    def handle(item: object) -> None:
+        seen.append(item)
+        handled.set()
+
+    loop = Loop(handle, SystemClock())
+    try:
+        loop.start_timer("year 33658", 10**12, "late")
+        for item in ("first", "second"):  # the loop waits for the timer in between
+            handled.clear()
+            loop.post(item)
+            assert handled.wait(WAIT_S)
+        loop.settle()
+        assert seen == ["first", "second"]
+    finally:
+        loop.stop()

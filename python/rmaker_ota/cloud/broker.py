@@ -53,7 +53,7 @@ def write_mosquitto(
         host: address to listen on; empty: every one.
         ca: authority of the clients' certificates.
         cert, key: the broker's own certificate and key.
-        persistence: keep sessions and what waits for clients over a restart, in the same directory.
+        persistence: keep sessions and what waits for clients over a restart or a crash, in the same directory.
         log_types: what is logged beside errors, warnings and notices; mosquitto.conf(5).
     """
     rules = directory / "mosquitto.acl"
@@ -91,6 +91,7 @@ def write_mosquitto(
     ]
     if persistence:
         lines += ["persistence true", f"persistence_location {directory}/"]
+        lines += ["autosave_on_changes true", "autosave_interval 1"]  # else a broker that crashes forgets up to 30 min
     config = directory / "mosquitto.conf"
     config.write_text("\n".join([*lines, ""]))
     return config

@@ -45,7 +45,8 @@ class SystemClock:
         return time.time()
 
     def wait(self, changed: threading.Condition, until: float | None) -> None:
-        changed.wait(None if until is None else max(0.0, until - time.monotonic()))
+        # Longer than Python can wait is as long as it can; the loop then looks at the clock again.
+        changed.wait(None if until is None else min(max(0.0, until - time.monotonic()), threading.TIMEOUT_MAX))
 
 
 class VirtualClock:

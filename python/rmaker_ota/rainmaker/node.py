@@ -359,10 +359,14 @@ class Node:
 
     def fetch_with_delay(self, seconds: int) -> int:
         """The same in so many seconds; returns an ``esp_err_t``."""
+        if not isinstance(seconds, int):
+            return EspErr.INVALID_ARG
         return self._call(lambda number: rules.CallFetchWithDelay(number, seconds))
 
     def report_status(self, handle: OtaHandle | None, status: int, info: str | None) -> int:
         """Reports a status; returns an ``esp_err_t``."""
+        if not isinstance(status, int) or not isinstance(info, str | None):
+            return EspErr.INVALID_ARG
         return self._call(
             lambda call: rules.CallReportStatus(call, None if handle is None else handle.number, status, info)
         )
@@ -473,7 +477,13 @@ class Node:
                 if not self._is_started and self._transport.is_connected:
                     self._report_config()
             case _:
-                self._feed(item)  # type: ignore[arg-type]
+                try:
+                    self._feed(item)  # type: ignore[arg-type]
+                except Exception:
+                    call = getattr(item, "call", None)
+                    if call is not None:  # whoever made it must not wait for ever
+                        self._answer(call, EspErr.FAIL)
+                    raise
 
     def _feed(self, event: rules.Input) -> None:
         """Gives the workflow an input and performs what it says."""
