@@ -209,6 +209,29 @@ def test_nodes_speak_for_themselves_only(
     n2.close()
 
 
+def test_a_report_waits_for_the_service_in_a_broker_that_crashed(
+    installation: Installation, serving: Serving, image: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    config = ("--config", installation.config)
+    assert run("job", "create", image, "--node", "N1", "--on-fetch", "--json", *config) == 0
+    job = output(capsys)["id"]
+    serving.process.kill()
+    process = installation.broker._process
+    assert process is not None
+    process.kill()
+    process.wait(WAIT_S)
+    with Broker(installation.directory / "mosquitto.conf"):
+        node = NodeClient(installation.directory, "N1", installation.mqtt_port)
+        node.report(job, "success")
+        node.close()
+        again = Serving(installation.config)
+        try:
+            wait_for(installation, job, ("N1", "success"))
+        finally:
+            again.kill()
+
+
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_signals_end_the_service_in_order(
     serving: Serving, installation: Installation, how: signal.Signals, code: int
