@@ -1066,12 +1066,19 @@ def _useless_ranges(context: Context, markers: dict[int, int]) -> list[Differenc
             and not (_begin_failed_before(context, one) or _other_size(context, one.seen))
         ):
             continue
-        answer = context.records[markers[id(one.seen)] + 1]
-        if answer["kind"] == "http_response" and answer["status"] in (200, 416):
-            connects = [other for other in context.missing("http_connect") if same_place(other.seen, one.seen)]
-            context.explain("Q24", one, *connects[:1])
+        if _not_granted(context, "Q24", one, markers[id(one.seen)]):
             needless.append(one)
     return needless
+
+
+def _not_granted(context: Context, number: str, request: Difference, record: int) -> bool:
+    """Explains a request whose range the server did not grant, and the connection that took; False: it did."""
+    answer = context.records[record + 1]
+    if answer["kind"] != "http_response" or answer["status"] not in (200, 416):
+        return False
+    connects = [other for other in context.missing("http_connect") if same_place(other.seen, request.seen)]
+    context.explain(number, request, *connects[:1])
+    return True
 
 
 def _begun_anew(context: Context, number: str, requests: list[Difference]) -> None:
@@ -1229,6 +1236,9 @@ def whole_checksum(context: Context) -> None:
             if missing.seen is one and extra.seen.data == {**one.data, "range": None}:
                 context.explain("Q36", missing, extra)
                 _begun_anew(context, "Q36", [missing])
+        for missing in context.missing("http_request"):
+            if missing.seen is one and _not_granted(context, "Q36", missing, index):
+                _begun_anew(context, "Q36", [missing])
         context.explain(
             "Q36",
             *(
@@ -1357,6 +1367,9 @@ def position_is_invalidated(context: Context) -> None:
                 message = context.scenario.message_before(one.boot, one.step)
                 if message is not None:
                     job_went_otherwise(context, "Q43", message, lambda flow: "D" in flow.line)
+        for missing in context.missing("http_request"):
+            if missing.seen is one and _not_granted(context, "Q43", missing, index):
+                _begun_anew(context, "Q43", [missing])
     last = [message for message in context.messages if "D" in _line(context, message)]
     if last and not last[-1].field("file_md5"):
         context.explain(

@@ -328,3 +328,20 @@ def test_the_power_goes_at_the_first_record_of_a_kind(make: MakePlatform, kind: 
     document["inputs"]["power_loss_on"] = kind
     world = run(parse(document), make)
     assert [(one.t, one.data["reason"]) for one in world.seen if one.kind == "reboot"][:1] == [(t, "power_loss")]
+
+
+def test_q36_holds_where_the_range_is_not_granted_too(make: MakePlatform) -> None:
+    document = recording("https-power-loss-empty-md5-matches")
+    trace = document["trace"]
+    connects = [i for i, one in enumerate(trace) if one["kind"] == "http_connect"]
+    asked = next(i for i, one in enumerate(trace) if one["kind"] == "http_request" and one["headers"].get("Range"))
+    before = [i for i in connects if i < asked]
+    document["inputs"]["https_server"].insert(len(before) - 1, {"ignore_range": True})
+    whole = {name: value for name, value in trace[asked]["headers"].items() if name != "Range"}
+    trace[asked + 1] = {**trace[asked + 1], "status": 200}
+    trace[asked + 2 : asked + 2] = [
+        copy.deepcopy(trace[before[-1]]),
+        {**trace[asked], "headers": whole},
+        copy.deepcopy(trace[asked + 1]),
+    ]
+    assert "Q36" in judged(document, make).rules
