@@ -25,6 +25,21 @@ def run(*command: str | Path, cwd: Path) -> str:
     return done.stdout
 
 
+def check_c_abi(python: Path, example: Path, cwd: Path) -> str:
+    """Builds the example with what was installed and starts it: the wheel was built in another environment."""
+    answer = "import rmaker_ota.embed.build_embed as b, rmaker_ota.embed as e; print(b.why_not() or e.LIBRARY.exists())"
+    found = run(python, "-c", answer, cwd=cwd).strip()
+    if found not in {"True", "False"}:
+        return f"without the C ABI: {found}"
+    if found == "False":
+        sys.exit("check: libesp_rmaker_ota is missing in the wheel")
+    run("make", "-C", example, f"RMAKER_OTA={python.parent / 'rmaker-ota'}", cwd=cwd)
+    done = subprocess.run([example / "gateway", "none.toml"], env={}, capture_output=True, text=True, check=False)
+    if "none.toml: No such file or directory" not in done.stderr:
+        sys.exit(f"check: a C program does not find its Python: {done.stderr}")
+    return "C ABI works"
+
+
 def main() -> None:
     dist = ROOT / "dist"
     shutil.rmtree(dist, ignore_errors=True)
@@ -51,7 +66,8 @@ def main() -> None:
         typed = list((scratch / "empty").rglob("rmaker_ota/py.typed")) + list((scratch / "empty").rglob("ota_core.pyi"))
         if len(typed) != 2:
             sys.exit("check: py.typed or ota_core.pyi is missing in the wheel")
-    print(f"check: ok: {archive.name}, {wheel.name}: {version.strip()}, {statuses.strip()} statuses")
+        c_abi = check_c_abi(python, source / "examples" / "gateway", scratch)
+    print(f"check: ok: {archive.name}, {wheel.name}: {version.strip()}, {statuses.strip()} statuses, {c_abi}")
 
 
 if __name__ == "__main__":

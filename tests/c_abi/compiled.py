@@ -45,11 +45,16 @@ def c_abi(*options: str) -> list[str]:
     return done.stdout.split()
 
 
-def build_program(source: Path, program: Path) -> Path:
-    """Compiles and links one C program, with every warning an error."""
-    command = [compiler("gcc"), "-std=c11", "-D_GNU_SOURCE", *WARNINGS, "-g", str(source)]
+def build_program(source: Path, program: Path, *, linked: bool = True) -> Path:
+    """Compiles and links one C program, with every warning an error.
+
+    Args:
+        linked: with the library.
+    """
+    command = [compiler("gcc"), "-std=c11", "-D_GNU_SOURCE", *WARNINGS, "-O2", "-g", str(source)]
+    command.append(f"-I{embed.INCLUDE_DIR}")
     done = subprocess.run(
-        [*command, *c_abi("--cflags", "--libs"), "-pthread", "-o", str(program)],
+        [*command, *(c_abi("--cflags", "--libs") if linked else []), "-pthread", "-o", str(program)],
         capture_output=True,
         text=True,
         check=False,
