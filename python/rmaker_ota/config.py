@@ -6,6 +6,7 @@
     [target]  uri, and what that kind of target takes
     [state]   path
     [restart] mode, command
+    [metrics] path
 
 Relative paths are relative to the file. Everything wrong is a `ConfigError` that says file, key, value and what was
 expected. Where the firmware has one name for a thing (``[ota] mqtt_port``) and the ``[mqtt]`` section another
@@ -178,6 +179,13 @@ class RestartSection:
 
 
 @dataclass(frozen=True, slots=True)
+class MetricsSection:
+    """``path``: of a text file for Prometheus, see `rmaker_ota.rainmaker.observe`; None: none."""
+
+    path: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class NodeConfig:
     """A complete configuration. ``node.id`` and ``mqtt.host`` are resolved, and so are ``mqtt.cert`` and
     ``mqtt.key`` unless there is ``mqtt.nvs``.
@@ -192,6 +200,7 @@ class NodeConfig:
     state: StateSection = StateSection()
     restart: RestartSection = RestartSection()
     source: str = "configuration"
+    metrics: MetricsSection = MetricsSection()
 
 
 _SECTIONS: dict[str, type] = {
@@ -201,6 +210,7 @@ _SECTIONS: dict[str, type] = {
     "target": TargetSection,
     "state": StateSection,
     "restart": RestartSection,
+    "metrics": MetricsSection,
 }
 
 # [ota] name of the firmware -> [mqtt] name of the same thing
@@ -267,6 +277,7 @@ def parse_config(
         state=StateSection(**({"path": reader.directory / StateSection().path} | values["state"])),
         restart=RestartSection(**values["restart"]),
         source=source,
+        metrics=MetricsSection(**values["metrics"]),
     )
     _check(reader, config)
     return config
@@ -519,6 +530,8 @@ def _check(reader: _Reader, config: NodeConfig) -> None:
         reader.fail("[restart] command", list(config.restart.command), 'mode = "command" beside it')
     if not mqtt.host or not re.fullmatch(r"[^\s/@]{1,253}", mqtt.host):
         reader.fail("[mqtt] host", mqtt.host, "a host name or address")
+    if config.metrics.path is not None and not config.metrics.path.parent.is_dir():
+        reader.fail("[metrics] path", str(config.metrics.path), "a file in a directory that is there")
     if mqtt.reconnect_min_s > mqtt.reconnect_max_s:
         reader.fail(
             "[mqtt] reconnect_min_s", mqtt.reconnect_min_s, f"at most reconnect_max_s ({mqtt.reconnect_max_s:g})"

@@ -185,7 +185,7 @@ def test_a_target_path_is_relative_to_the_file(directory: Path) -> None:
 WRONG: dict[str, tuple[str, str]] = {
     "unknown section": (
         MINIMAL + "[otta]\n",
-        r"\[otta\]: unknown section, expected one of the sections mqtt",
+        r"\[otta\]: unknown section, expected one of the sections metrics, mqtt",
     ),
     "section that is a value": ("ota = 1\n" + MINIMAL, r"ota = 1: expected a section \[ota\]"),
     "unknown key": (

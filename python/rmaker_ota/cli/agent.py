@@ -53,14 +53,15 @@ class UnusableState(click.ClickException):
     help="The node's configuration (TOML).",
 )
 @click.option("--log-level", type=click.Choice(LEVELS), default="info", show_default=True, help="What is logged.")
-def command(config_path: Path, log_level: str) -> int:
+@click.option("--log-format", type=click.Choice(("text", "json")), default="text", show_default=True, help="How.")
+def command(config_path: Path, log_level: str, log_format: str) -> int:
     """Run a node until it is stopped.
 
     \b
-    The configuration has the sections [node] [mqtt] [ota] [target] [state] [restart].
+    The configuration has the sections [node] [mqtt] [ota] [target] [state] [restart] [metrics].
     Stop it with SIGTERM; what it was doing goes on at the next start.
     """
-    set_up_logging(log_level)
+    set_up_logging(log_level, json=log_format == "json")
     from rmaker_ota.config import load_config
     from rmaker_ota.rainmaker.node import Node, ota_type_of
     from rmaker_ota.rainmaker.ota import Ota
@@ -89,11 +90,17 @@ def command(config_path: Path, log_level: str) -> int:
     return ExitCode.INTERRUPTED if signals.first == signal.SIGINT else ExitCode.DONE
 
 
-def set_up_logging(level: str) -> None:
-    """Logs go to standard error; with systemd's level prefix in place of the time when the journal reads them."""
+def set_up_logging(level: str, *, json: bool = False) -> None:
+    """Logs go to standard error; with systemd's level prefix in place of the time when the journal reads them. Secrets
+    are taken out, see `rmaker_ota.rainmaker.observe`."""
+    from rmaker_ota.rainmaker.observe import JsonFormatter, LogFields
+
     journal = "JOURNAL_STREAM" in os.environ
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_JournalFormatter() if journal else logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    if json:
+        handler.setFormatter(JsonFormatter())
+    handler.addFilter(LogFields())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())

@@ -53,6 +53,7 @@ from rmaker_ota.rainmaker.worker import Worker
 
 if TYPE_CHECKING:
     from rmaker_ota.install import Progress
+    from rmaker_ota.rainmaker.observe import Metrics
     from rmaker_ota.targets.base import Target
 
 log = logging.getLogger(__name__)
@@ -194,6 +195,7 @@ class Node:
         self._is_down = False  # nothing is performed any more
         self._down = threading.Event()  # all that belongs to it has been given back
         self._attempt: Attempt | None = None
+        self._bytes_before = 0  # of earlier attempts
         self._calls: dict[int, _Call] = {}
         self._calls_lock = threading.Lock()
         self._numbers = itertools.count(1)
@@ -211,7 +213,9 @@ class Node:
                 self._info = rules.NodeInfo(
                     config.node.id or "", config.node.version or self._boot.version, config.node.network_id
                 )
-                self._workflow = rules.Workflow(config.ota, self._info, self._boot, self._store.items())
+                kept = self._store.items()
+                self._keep_job_id(kept.get(rules.KEY_JOB_ID))
+                self._workflow = rules.Workflow(config.ota, self._info, self._boot, kept)
                 self._transport = transport if transport is not None else make_transport(config)
             except BaseException:
                 self._target.close()
@@ -225,6 +229,11 @@ class Node:
         self._worker = Worker("rmaker-worker", begin=begin, end=end)
         self._event_worker = Worker("rmaker-events", capacity=MAX_EVENTS_WAITING, begin=begin, end=end)
         self.events = Events(self._event_worker)
+        self._metrics: Metrics | None = None
+        if config.metrics.path is not None:
+            from rmaker_ota.rainmaker.observe import Metrics
+
+            self._metrics = Metrics(self, config.metrics.path)
         self._listener = _Listener(self._loop)
         self._topics = messages.Topics(self._info.node_id, config.ota.mqtt_use_basic_ingest)
         with _default_lock:
@@ -311,6 +320,20 @@ class Node:
         """Counters of the download that runs; None when none does. Any thread."""
         attempt = self._attempt
         return None if attempt is None else attempt.progress()
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of images this boot received, those a resume found on the slot included."""
+        now = self.progress()
+        return self._bytes_before + (0 if now is None else now.bytes_read)
+
+    @property
+    def job_id(self) -> str | None:
+        """The job at hand, or the last one while it is remembered."""
+        return self._job_id
+
+    def _keep_job_id(self, value: Value | None) -> None:
+        self._job_id = value.decode(errors="replace") if isinstance(value, bytes) else None
 
     def responds(self, timeout_s: float) -> bool:
         """Whether the node's thread comes to new work within so many seconds; also when the node has ended. For
@@ -506,6 +529,8 @@ class Node:
         return rules.Now(unix, self._clock.monotonic(), local_minute(unix, self._zone))
 
     def _update_store(self, changes: Mapping[str, Value | None]) -> None:
+        if rules.KEY_JOB_ID in changes:
+            self._keep_job_id(changes[rules.KEY_JOB_ID])
         try:
             self._store.update(changes)
         except OtaError as error:
@@ -624,6 +649,7 @@ class Node:
             make=self._make_installation,
             ended=self._loop.end,
         )
+        self._bytes_before = self.image_bytes
         self._attempt = attempt
         if self._is_stopping:  # set before whoever stops looks for an attempt
             self._loop.end()
@@ -708,6 +734,8 @@ class Node:
             with contextlib.ExitStack() as steps:  # last one first; each is taken whatever becomes of the others
                 steps.callback(self._store.close)
                 steps.callback(self._target.close)
+                if self._metrics is not None:
+                    steps.callback(self._metrics.close)
                 steps.callback(self._stop_workers, timeout_s)
                 steps.callback(self._answer_all, answer)
                 steps.callback(self._stop_loop)
@@ -734,6 +762,9 @@ class Node:
         for worker in (self._worker, self._event_worker):
             if not worker.stop(timeout_s):
                 log.warning("a callback is not over; going on without it")
+
+    def _is_current(self) -> bool:
+        return self._loop.is_current() or self._worker.is_current() or self._event_worker.is_current()
 
     def _drain(self) -> None:
         """Waits until the loop has handled what was posted before."""
@@ -790,6 +821,14 @@ def default_node() -> Node | None:
     """The node the C names work on; None while there is none."""
     with _default_lock:
         return _defaults[0] if _defaults else None
+
+
+def node_of_thread() -> Node | None:
+    """The node a thread works for: the only one of the process, else the one whose thread it is. For log records."""
+    nodes = tuple(_defaults)  # without the lock: whoever holds it may log
+    if len(nodes) == 1:
+        return nodes[0]
+    return next((node for node in nodes if node._is_current()), None)
 
 
 def ota_type_of(config: NodeConfig) -> OtaType:
