@@ -51,7 +51,7 @@ def main() -> None:
         run(tools, "-m", "build", "--sdist", "--outdir", dist, ROOT, cwd=scratch)
         archive = next(dist.glob("*.tar.gz"))
         with tarfile.open(archive) as tar:
-            tar.extractall(scratch, filter="data")
+            tar.extractall(scratch, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
         source = scratch / archive.name.removesuffix(".tar.gz")
         run(tools, "-m", "build", "--wheel", "--outdir", dist, source, cwd=scratch)
         wheel = next(dist.glob("*.whl"))

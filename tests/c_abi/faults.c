@@ -112,15 +112,58 @@ static void *other_thread(void *arg) {
     exit(4);
 }
 
+static void *first_call(void *arg) {
+    (void)arg;
+    must("first call", esp_rmaker_ota_fetch(), ESP_ERR_INVALID_STATE);
+    return NULL;
+}
+
+/* Many threads make the first call. */
+static int begin_together(void) {
+    pthread_t threads[16];
+    for (size_t i = 0; i < 16; i++) {
+        pthread_create(&threads[i], NULL, first_call, NULL);
+    }
+    for (size_t i = 0; i < 16; i++) {
+        pthread_join(threads[i], NULL);
+    }
+    return 0;
+}
+
+/* Waits for a line of input, then becomes what lies under its own name. */
+static int restart(char **argv) {
+    struct sigaction on_pipe;
+    sigaction(SIGPIPE, NULL, &on_pipe);
+    printf("SIGPIPE %s, %s\n", on_pipe.sa_handler == SIG_DFL ? "default" : "ignored",
+           getenv("RESTARTED") != NULL ? "again" : "for the first time");
+    for (; *argv != NULL; argv++) {
+        printf("<%s>\n", *argv);
+    }
+    if (getenv("RESTARTED") != NULL) {
+        return 8;
+    }
+    getchar();
+    setenv("RESTARTED", "1", 1);
+    esp_err_t err = rmaker_ota_restart();
+    printf("%s\n", rmaker_ota_last_error());
+    return err == ESP_FAIL ? 9 : 10;
+}
+
 int main(int argc, char **argv) {
-    if (argc != 3) {
+    if (argc < 3) {
         return 2;
     }
+    setvbuf(stdout, NULL, _IOLBF, 0);
     config_file = argv[1];
     mode = argv[2];
+    if (is("restarts")) {
+        return restart(argv);
+    }
+    if (is("begins-together")) {
+        return begin_together();
+    }
     sem_init(&downloading, 0, 0);
     sem_init(&called, 0, 0);
-    setvbuf(stdout, NULL, _IOLBF, 0);
     atexit(at_exit);
     signal(SIGTERM, on_signal);
     esp_rmaker_ota_config_t config = {.ota_cb = on_job};

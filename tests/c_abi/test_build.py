@@ -13,7 +13,7 @@ import pytest
 
 from rmaker_ota import embed
 from rmaker_ota.embed import build_embed
-from tests.c_abi.compiled import ROOT, build_program, compile_only
+from tests.c_abi.compiled import HERE, ROOT, build_program, compile_only
 
 # Runs setup.py where there is no shared libpython.
 WITHOUT = """
@@ -160,3 +160,54 @@ def test_the_example_of_the_readme_builds(tmp_path: Path) -> None:
     (tmp_path / "readme.c").write_text(re.sub("^    ", "", example, flags=re.MULTILINE))
     assert compile_only(tmp_path / "readme.c", "-Wall", "-Wextra", "-Werror").returncode == 0
     build_program(tmp_path / "readme.c", tmp_path / "readme")
+
+
+# -- what a program is to the library
+
+
+@pytest.fixture
+def faults(tmp_path: Path) -> Path:
+    return build_program(HERE / "faults.c", tmp_path / "faults")
+
+
+def test_many_threads_may_make_the_first_call(faults: Path) -> None:
+    done = subprocess.run([faults, "-", "begins-together"], env={}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("replaced", ["not replaced", "by rename", "by another", "deleted"])
+def test_a_restart_runs_what_lies_under_the_programs_name_with_the_same_arguments(faults: Path, replaced: str) -> None:
+    arguments = ["x", "restarts", "", "a b", b"\xff", "--"]
+    with subprocess.Popen(
+        [faults, *arguments], env={}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        before = [process.stdout.readline() for _ in range(1 + 1 + len(arguments))]
+        match replaced:
+            case "by rename":  # as package managers do
+                shutil.copy(faults, faults.with_suffix(".new"))
+                faults.with_suffix(".new").rename(faults)
+            case "by another":
+                faults.unlink()
+                faults.write_text("#!/bin/sh\nexit 8\n")
+                faults.chmod(0o755)
+            case "deleted":
+                faults.unlink()
+        process.stdin.write(b"\n")
+        process.stdin.close()
+        after = process.stdout.read().splitlines(keepends=True)
+        code = process.wait(60)
+    assert before[0] == b"SIGPIPE default, for the first time\n"
+    assert before[1:] == [b"<%s>\n" % os.fsencode(word) for word in [faults, *arguments]]
+    match replaced:
+        case "deleted":
+            assert code == 9
+            assert after == [
+                b"rmaker_ota_restart: ESP_FAIL: this program cannot be started anew: No such file or directory\n"
+            ]
+        case "by another":
+            assert (code, after) == (8, [])
+        case _:
+            assert code == 8
+            assert after == [b"SIGPIPE default, again\n", *before[1:]]

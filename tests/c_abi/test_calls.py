@@ -20,6 +20,7 @@ import pytest
 import trustme
 
 from rmaker_ota.embed import bodies
+from rmaker_ota.errors import OtaError
 from rmaker_ota.rainmaker.node import Outcome
 from rmaker_ota.targets.base import BootState
 from tests.c_abi.library import (
@@ -759,6 +760,33 @@ def test_a_node_that_wants_to_be_restarted_says_so(lib: Any, config_file: Path) 
     assert lib.rmaker_ota_info(byref(info)) == OK
     assert info.version == b"1.0.0"
     assert lib.rmaker_ota_stop() == OK
+
+
+def test_a_node_that_failed_says_why_to_who_waits(lib: Any, config_file: Path) -> None:
+    from rmaker_ota.rainmaker.node import default_node
+
+    assert lib.rmaker_ota_open(str(config_file).encode()) == OK
+    node = default_node()
+    assert node is not None
+    node._failure = OtaError("cannot restart: no \N{SNOWMAN}")
+    node._ended.set()
+    end = c_int()
+    assert lib.rmaker_ota_wait(20_000, byref(end)) == OK
+    assert end.value == 2
+    assert last_error() == "cannot restart: no \N{SNOWMAN}"
+    assert lib.rmaker_ota_stop() == OK
+
+
+def test_long_names_are_cut_between_characters(lib: Any, config_file: Path) -> None:
+    text = config_file.read_text().replace('uri = "esp32-image:flash.bin"', 'uri = "file:flash.bin"')
+    names = f'[node]\nproject = "x{"é" * 40}"\nversion = "{"1" * 64}"'
+    config_file.write_text(text.replace("[node]", names))
+    assert lib.rmaker_ota_open(str(config_file).encode()) == OK, last_error()
+    info = Info()
+    assert lib.rmaker_ota_info(byref(info)) == OK
+    assert lib.rmaker_ota_stop() == OK
+    assert info.project.decode() == "x" + "é" * 31
+    assert (info.version, info.slot) == (b"1" * 63, b"")
 
 
 @pytest.mark.parametrize(

@@ -200,7 +200,7 @@ TEXT = {".py", ".pyi", ".pyx", ".pxd", ".pxi", ".c", ".h", ".md", ".toml", ".txt
 
 
 def project_files() -> list[Path]:
-    skip = {"build", "dist", "data", "corpus", "__pycache__"}
+    skip = {"rmaker_ota.egg-info", "build", "dist", "data", "corpus", "__pycache__"}
     top = [path for path in ROOT.iterdir() if path.is_file() and path.suffix in TEXT and path.name != ".git"]
     inside = [
         path

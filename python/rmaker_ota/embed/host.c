@@ -436,7 +436,7 @@ static bool start_python(void) {
     find_package(root);
     if (is_ours) {
         /* Extension modules look for Python's symbols among the global ones, where a dlopen() of us has not put them. */
-        dlopen(RMAKER_OTA_LIBPYTHON, RTLD_LAZY | RTLD_NOLOAD | RTLD_GLOBAL);
+        (void)dlopen(RMAKER_OTA_LIBPYTHON, RTLD_LAZY | RTLD_NOLOAD | RTLD_GLOBAL);
         if (!find_interpreter(root, interpreter) || !initialize(interpreter)) {
             return false;
         }
