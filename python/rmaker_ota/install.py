@@ -597,20 +597,15 @@ def describe_image(raw: bytes, *, required: bool) -> AppDescription | None:
     if raw[:1] != IMAGE_MAGIC and not required:
         return None  # without the ESP formats, which take 20 ms to import
     from rmaker_ota.inspect import app_description
-    from rmaker_ota.targets.base import AppDescription
 
     try:
         return app_description(raw)
     except OtaError as exc:
         if not required:
             return None
-        try:
-            found = ota_core.parse_app_descriptor(raw)  # it counts; the header around it is the verifier's business
-        except OtaError:
-            raise ImageError(
-                exc.message, status=exc.status, esp_err=exc.esp_err, stage="header", offset=exc.offset
-            ) from None
-        return AppDescription(found.version, found.project_name, found.secure_version)
+        raise ImageError(
+            exc.message, status=exc.status, esp_err=exc.esp_err, stage="header", offset=exc.offset
+        ) from None
 
 
 def digest(name: str, value: bytes | str | None, size: int) -> bytes | None:
