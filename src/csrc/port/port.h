@@ -21,7 +21,9 @@ enum {
     OTA_FAULT_SYNC = 1 << 2,
     OTA_FAULT_ERASE =
         1 << 3, /* flash only; an erase reaches the file as one or more writes, which are not counted too */
-    OTA_FAULT_OPEN = 1 << 4, /* open, size and close of a file */
+    OTA_FAULT_OPEN = 1 << 4,  /* open, size and close of a file; open of a serial line */
+    OTA_FAULT_LINES = 1 << 5, /* serial only: the control lines */
+    OTA_FAULT_BAUD = 1 << 6,  /* serial only: a change of the rate */
 };
 
 typedef struct ota_fault {
@@ -138,6 +140,73 @@ int ota_port_stream_seek(ota_stream *stream, uint64_t offset);
 int ota_port_stream_read(ota_stream *stream, void *buf, size_t len, size_t *got);
 void ota_port_stream_wake(ota_stream *stream);
 void ota_port_stream_close(ota_stream **stream);
+
+/* ---- Serial lines ------------------------------------------------------------------------------------------------
+ * Eight data bits, no parity, one stop bit, nothing translated, no flow control. Reached through a table, so that a tty, a
+ * socket and a line made of memory with a clock of its own look alike. One thread uses a line; `wake` may come from any.
+ *
+ * Errnos that mean the same everywhere: ENODEV, the other side is gone (unplugged, hung up, connection closed): only `reopen`
+ * helps; ECANCELED, somebody called wake, now and ever after until rearm; ETIMEDOUT; ENOTTY, this line cannot do that. */
+
+typedef struct ota_serial ota_serial;
+
+typedef struct ota_serial_ops {
+    /* Waits for the first byte and stores what is there, up to `len` bytes. *got == 0: the deadline passed and nothing came. A
+     * deadline in the past reads what is there without waiting. */
+    int (*read)(ota_serial *serial, void *buf, size_t len, uint64_t deadline_ms, size_t *got);
+    /* Hands over all `len` bytes or reports ETIMEDOUT; some may be on the wire then. */
+    int (*write)(ota_serial *serial, const void *buf, size_t len, uint64_t deadline_ms);
+    /* Both control lines at once, as the operating system names them: true is asserted. ENOTTY where there are none. */
+    int (*set_lines)(ota_serial *serial, bool dtr, bool rts);
+    /* Waits until what was written has left and changes the rate. EINVAL when the driver sets another (more than 3 % off):
+     * serial->baud says which. A socket has no rate: 0, nothing happens. */
+    int (*set_baud)(ota_serial *serial, uint32_t baud);
+    /* Drops what was received and not read, and what was written and not sent. */
+    int (*flush)(ota_serial *serial);
+    /* The line's clock, monotonic milliseconds; deadlines are counted on it. UINT64_MAX as deadline: none. */
+    uint64_t (*now_ms)(ota_serial *serial);
+    int (*wait_ms)(ota_serial *serial, uint32_t ms);
+    /* Gives the port back and takes it again at its last rate, under whatever name the device has by then; waits for it until the
+     * deadline (then ENODEV). On an error the line stays as one that is gone. */
+    int (*reopen)(ota_serial *serial, uint64_t deadline_ms);
+    void (*wake)(ota_serial *serial);  /* whatever waits, and all that is tried later, ends with ECANCELED */
+    void (*rearm)(ota_serial *serial); /* forgets earlier wakes, so that a cancelled chip can still be reset */
+    void (*close)(ota_serial *serial); /* frees the line */
+} ota_serial_ops;
+
+struct ota_serial {
+    const ota_serial_ops *ops;
+    const char *name;    /* where it is now, "/dev/ttyUSB0", for messages; changed by reopen */
+    uint32_t baud;       /* bits per second; 0: no rate (a socket) */
+    bool has_lines;      /* control lines: DTR and RTS */
+    bool is_low_latency; /* the driver hands over received bytes at once */
+    uint16_t usb_vid;    /* USB vendor and product of the adapter or chip; 0: not on USB, or not known */
+    uint16_t usb_pid;
+    ota_fault *fault;       /* NULL: none. Offsets are bytes since the line was made */
+    uint64_t reads, writes; /* calls of read and write that moved bytes */
+    uint64_t bytes_read, bytes_written;
+    uint64_t line_changes, baud_changes, reopens;
+};
+
+enum {
+    OTA_SERIAL_BAUD = 115200 /* the rate at which boot ROMs start */
+};
+
+typedef struct ota_serial_options {
+    uint32_t baud;               /* 0: OTA_SERIAL_BAUD */
+    uint32_t connect_timeout_ms; /* of a socket, for each address; 0: 10 s */
+    bool keep_lines;        /* leave both lines as opening sets them (asserted); otherwise both are released at once */
+    ota_fault *fault;       /* must outlive the line */
+    const char *sysfs_root; /* NULL: "/sys"; where the device behind a tty is looked up. For tests */
+    const char *dev_root;   /* NULL: "/dev" */
+} ota_serial_options;
+
+/* Opens `port`: a tty ("/dev/ttyUSB0", "/dev/serial/by-id/...", a pseudo terminal) or "socket://host:port" (plain TCP; no control
+ * lines). Taken for us alone: BUSY when another program has it, which the error names where that can be known. NOT_FOUND: no such
+ * device; PERMISSION: the error says which group or rule would help; UNSUPPORTED: not a serial line; ARGUMENT: not a usable
+ * port or rate. `options` may be NULL. Strings are copied. */
+ota_status ota_port_serial_open(const char *port, const ota_serial_options *options, ota_serial **out,
+                                ota_error *error);
 
 /* ---- Clock ------------------------------------------------------------------------------------------------------- */
 
