@@ -201,6 +201,34 @@ typedef struct ota_serial_options {
     const char *dev_root;   /* NULL: "/dev" */
 } ota_serial_options;
 
+/* What is behind a tty, as sysfs tells it. Strings are what the device says of itself: not to be trusted, cut to fit, and empty
+ * where it says nothing. */
+typedef struct ota_tty_info {
+    char name[64];     /* "ttyUSB0" */
+    char driver[32];   /* "cp210x" */
+    char usb_path[64]; /* the plug it is in, "1-1.2"; "": not on USB */
+    char serial[128];  /* of the USB device */
+    char manufacturer[128];
+    char product[128];
+    uint16_t vid; /* 0 when it is not on USB */
+    uint16_t pid;
+    int interface; /* USB interface number; -1 when it is not on USB */
+} ota_tty_info;
+
+/* All ttys with a device behind them, sorted by name with numbers in order. 0 and an array for free(), or an errno. `sysfs_root`
+ * NULL: "/sys". */
+int ota_port_tty_list(const char *sysfs_root, ota_tty_info **out, size_t *count);
+/* The tty with that name. ENOENT: there is none, or no device behind it. */
+int ota_port_tty_describe(const char *sysfs_root, const char *name, ota_tty_info *out);
+/* The same device after it left and came back: what is in the same plug, else what has the same vendor and a serial of at least
+ * OTA_TTY_SERIAL_MIN characters (shorter ones, "0001", are shared by many adapters). Of several interfaces the same number, else
+ * the lowest. ENODEV: not there. */
+int ota_port_tty_find(const char *sysfs_root, const ota_tty_info *lost, ota_tty_info *out);
+
+enum {
+    OTA_TTY_SERIAL_MIN = 6
+};
+
 /* Opens `port`: a tty ("/dev/ttyUSB0", "/dev/serial/by-id/...", a pseudo terminal) or "socket://host:port" (plain TCP; no control
  * lines). Taken for us alone: BUSY when another program has it, which the error names where that can be known. NOT_FOUND: no such
  * device; PERMISSION: the error says which group or rule would help; UNSUPPORTED: not a serial line; ARGUMENT: not a usable
