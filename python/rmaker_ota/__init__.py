@@ -104,6 +104,7 @@ if TYPE_CHECKING:
     from rmaker_ota.rainmaker.events import Event, Subscription
     from rmaker_ota.rainmaker.node import Node, Outcome, default_node
     from rmaker_ota.rainmaker.ota import Ota
+    from rmaker_ota.rainmaker.params import Bounds, Device, Groups, Param, Service
     from rmaker_ota.rainmaker.types import (
         CommonEvent,
         DiagState,
@@ -148,11 +149,13 @@ __all__ = [
     "ArgumentError",
     "BootReport",
     "BootState",
+    "Bounds",
     "CallbackError",
     "CancelledError",
     "CommonEvent",
     "ConfigError",
     "DataError",
+    "Device",
     "DeviceError",
     "DiagState",
     "DiagStatus",
@@ -161,6 +164,7 @@ __all__ = [
     "EspErr",
     "Event",
     "FormatError",
+    "Groups",
     "HttpOptions",
     "ImageError",
     "ImageHeader",
@@ -185,6 +189,7 @@ __all__ = [
     "OtaType",
     "OutOfMemoryError",
     "Outcome",
+    "Param",
     "PendingVerifyError",
     "Phase",
     "Progress",
@@ -193,6 +198,7 @@ __all__ = [
     "ResumePoint",
     "RmakerEvent",
     "RollbackError",
+    "Service",
     "Slot",
     "SlotRunningError",
     "StateError",
@@ -273,6 +279,9 @@ _NAMES = {
     """,
     "rmaker_ota.rainmaker.ota": """
         Ota
+    """,
+    "rmaker_ota.rainmaker.params": """
+        Bounds Device Groups Param Service
     """,
     "rmaker_ota.rainmaker.types": """
         CommonEvent DiagState DiagStatus OtaData OtaEvent OtaStatus OtaType RmakerEvent

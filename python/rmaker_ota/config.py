@@ -72,6 +72,7 @@ class NodeSection:
     version: str | None = None
     platform: str = "linux"
     network_id: str | None = None  # 8 upper-case hex digits
+    groups: bool = False  # the service by which a node is made a member of a group
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +112,7 @@ class OtaSection(OtaOptions):
     file serves both, and have no effect.
     """
 
-    type: str = _one_of("topics", "topics", "params")
+    type: str = _one_of("topics", "topics", "params", "both")
     server_cert: Path | None = None  # PEM; given: trusted for downloads in place of the system's, see use_cert_bundle
     # Download.
     http_connect_timeout_s: float = _in_range(10.0, 0.1, 600)
@@ -518,8 +519,8 @@ def _check(reader: _Reader, config: NodeConfig) -> None:
     if node.network_id is not None and not re.fullmatch(r"[0-9A-F]{8}", node.network_id):
         reader.fail("[node] network_id", node.network_id, "8 upper-case hex digits")
     # What is not built yet is said here, with the key, and not later by a node that takes no job.
-    if ota.type != "topics":
-        reader.fail("[ota] type", ota.type, '"topics": the params workflow is not built in')
+    if ota.type != "topics" and ota.ota_transport == "mqtt":
+        reader.fail("[ota] type", ota.type, '"topics": the params workflow has no stream to take an image from by MQTT')
     if ota.ota_transport != "https":
         reader.fail("[ota] transport", ota.ota_transport, '"https": images over MQTT are not built in')
     if not config.target.uri:

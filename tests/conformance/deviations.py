@@ -322,6 +322,15 @@ def stream_id(context: Context) -> None:
             context.explain("Q1", missing, extra)
 
 
+@rule("Q2", "In the params workflow a callback is told no job id, where the reference hands out an address of its own.")
+def no_job_id(context: Context) -> None:
+    for missing, extra in context.pairs("callback"):
+        job_id = missing.seen.data.get("ota_job_id")
+        by_params = context.config(missing.seen.boot)["workflow"] == "params"
+        if by_params and job_id is not None and {**missing.seen.data, "ota_job_id": None} == extra.seen.data:
+            context.explain("Q2", missing, extra)
+
+
 @rule(
     "Q3",
     "mark_valid inside the INIT diagnostics works: it returns 0, the slot is valid and success is reported at "

@@ -25,7 +25,7 @@ from typing import Any
 Json = dict[str, Any]
 
 # Stored by this project beside what the reference stores (Q16, Q24, Q35).
-OWN_KEYS = {"rmaker_ota/ota_result", "rmaker_ota/ota_position", "rmaker_ota/ota_target"}
+OWN_KEYS = {"rmaker_ota/" + key for key in ("ota_result", "ota_params_result", "ota_position", "ota_target")}
 
 TIMERS = {
     "fetch": "fetch_delay",

@@ -29,7 +29,6 @@ def platform(name: str) -> MakePlatform:
     return ChipPlatform
 
 
-PARAMS = "the params workflow is not built yet"
 MQTT = "the image over MQTT is not built yet"
 
 
@@ -46,8 +45,6 @@ class Outcome:
 
 def replay(trace: Trace, make_platform: MakePlatform = SimplePlatform) -> Outcome:
     """Replays one trace and judges it."""
-    if trace.config["workflow"] != "topics":
-        return Outcome("not_replayed", PARAMS)
     if trace.config["protocol"] != "https":
         return Outcome("not_replayed", MQTT)
     try:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.conformance.deviations import RULES
-from tests.conformance.runner import MQTT, PARAMS, find, platform, replay, replay_all
+from tests.conformance.runner import MQTT, find, platform, replay, replay_all
 from tests.conformance.trace import is_trace, parse
 
 TRACES = Path(__file__).parents[1] / "data" / "traces"
@@ -18,16 +18,12 @@ DOCUMENTS: dict[str, dict[str, Any]] = {
     for path in sorted(TRACES.glob("*.json"))
     if is_trace(document := json.loads(path.read_text(encoding="utf-8")))
 }
-REPLAYED = [
-    name
-    for name, document in DOCUMENTS.items()
-    if (document["config"]["workflow"], document["config"]["protocol"]) == ("topics", "https")
-]
+REPLAYED = [name for name, document in DOCUMENTS.items() if document["config"]["protocol"] == "https"]
 
 
 def test_the_traces_are_there() -> None:
     assert len(DOCUMENTS) == 249
-    assert len(REPLAYED) == 184
+    assert len(REPLAYED) == 195
 
 
 @pytest.mark.parametrize("name", REPLAYED)
@@ -41,12 +37,12 @@ def test_slots_in_memory_give_the_same_result() -> None:
     tally = replay_all(find([TRACES]), platform("simple"))
     assert tally.unmatched == {}
     assert len(tally.matched) + len(tally.deviates) == len(REPLAYED)
-    assert set(tally.not_replayed.values()) == {PARAMS, MQTT}
+    assert set(tally.not_replayed.values()) == {MQTT}
 
 
 def test_most_traces_match_without_any_deviation() -> None:
     tally = replay_all(find([TRACES]), platform("simple"))
-    assert len(tally.matched) >= 131
+    assert len(tally.matched) >= 135
 
 
 def test_two_replays_are_the_same() -> None:

@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any
 
 from rmaker_ota.esp_err import EspErr, esp_err_name
+from rmaker_ota.rainmaker.params import Params
 from rmaker_ota.rainmaker.timezone import load_timezone, local_minute
 from rmaker_ota.rainmaker.types import COMMON_EVENT_BASE, CommonEvent, DiagStatus, OtaEvent, OtaStatus, OtaType
 from rmaker_ota.rainmaker.workflow import (
@@ -38,6 +39,7 @@ from rmaker_ota.rainmaker.workflow import (
     CallMarkInvalid,
     CallMarkValid,
     CallReportStatus,
+    ConfigReported,
     Connected,
     DiagnosticsReturned,
     Disconnected,
@@ -59,6 +61,7 @@ from rmaker_ota.rainmaker.workflow import (
     PublishResult,
     QueueCallback,
     RefuseHeader,
+    ReportConfig,
     Restart,
     StartAttempt,
     Started,
@@ -277,7 +280,8 @@ class World:
             secure_version=self._inputs.get("device", {}).get("efuse_secure_version", 0),
         )
         stored = None if self._no_store else self._nvs.get(NAMESPACE, {})
-        self._workflow = Workflow(self._options, info, facts, stored)
+        self._params = Params()
+        self._workflow = Workflow(self._options, info, facts, stored, self._params)
 
     def _record(self, kind: str, data: Json) -> None:
         if self._dark:
@@ -367,8 +371,6 @@ class World:
 
     def _enable(self, ota_type: str | int, config: Json | None) -> None:
         number = {"topics": OtaType.USING_TOPICS, "params": OtaType.USING_PARAMS}.get(str(ota_type), ota_type)
-        if number == OtaType.USING_PARAMS and not self._enabled:
-            raise UnknownInput("workflow params")
         given = None
         if config is not None:
             given = EnableConfig(
@@ -397,6 +399,8 @@ class World:
         self._settle()
         if self._start_called and not self._started:
             self._started = True
+            if self._params.services:  # the recordings leave out what a node without any says before its start
+                self._feed(ConfigReported())
             self._feed(Started())
 
     def _message(self, step: Json) -> None:
@@ -535,6 +539,8 @@ class World:
                 return self._queue(action)
             case CallDiagnostics():
                 self._spawn(self._diag_callback(action))
+            case ReportConfig():
+                return ConfigReported()
             case StoreSet(key, value):
                 self._nvs.setdefault(NAMESPACE, {})[key] = value
                 if f"{NAMESPACE}/{key}" not in OWN_KEYS:

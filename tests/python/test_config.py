@@ -205,14 +205,21 @@ WRONG: dict[str, tuple[str, str]] = {
     "not a number": (MINIMAL + "[ota]\nhttp_stall_timeout_s = nan\n", r"http_stall_timeout_s = nan: .* from 0.1 to"),
     "endless": (MINIMAL + "[ota]\nhttp_deadline_s = inf\n", r"http_deadline_s = inf: expected a number from 0 to"),
     "huge": (MINIMAL + f"[ota]\nota_max_retries = {10**30}\n", r"ota_max_retries = 1000.*: expected a whole number"),
-    "choice": (MINIMAL + '[ota]\ntype = "queues"\n', r'type = "queues": expected one of "topics", "params"'),
+    "choice": (MINIMAL + '[ota]\ntype = "queues"\n', r'type = "queues": expected one of "topics", "params", "both"'),
     "choice of numbers": (MINIMAL + "[ota]\nmqtt_port = 1883\n", r"mqtt_port = 1883: expected one of 443, 8883"),
     "transport": (MINIMAL + '[ota]\ntransport = "ftp"\n', r'transport = "ftp": expected one of "https", "mqtt"'),
     "transport to come": (
         MINIMAL + '[ota]\ntransport = "mqtt"\n',
         r'transport = "mqtt": expected "https": images',
     ),
-    "workflow to come": (MINIMAL + '[ota]\ntype = "params"\n', r'type = "params": expected "topics": the params'),
+    "params workflow, image over MQTT": (
+        MINIMAL + '[ota]\ntype = "params"\ntransport = "mqtt"\n',
+        r'type = "params": expected "topics": the params workflow has no stream',
+    ),
+    "both workflows, image over MQTT": (
+        MINIMAL + '[ota]\ntype = "both"\ntransport = "mqtt"\n',
+        r'type = "both": expected "topics": the params workflow has no stream',
+    ),
     "twice": (MINIMAL + "[ota]\nmqtt_port = 443\n[mqtt2]", r"unknown section"),
     "list for a text": (MINIMAL.replace('"N1"', '["N1"]'), r"\[node\] id = \['N1'\]: expected a text"),
     "path that is empty": (MINIMAL + '[state]\npath = ""\n', r'\[state\] path = "": expected a path'),

@@ -15,11 +15,9 @@ from rmaker_ota.rainmaker.messages import (
     MAX_DEPTH,
     MAX_INFO,
     MAX_PAYLOAD,
-    Device,
     Job,
     JobError,
     NodeConfig,
-    Param,
     TimeLimits,
     Topics,
     fetch_payload,
@@ -29,6 +27,7 @@ from rmaker_ota.rainmaker.messages import (
     parse_time_limits,
     status_payload,
 )
+from rmaker_ota.rainmaker.params import Bounds, Device, Param, ota_service
 
 NO_JSON = "Aborted. JSON Payload error"
 NO_ID = "Aborted. OTA Updated ID not found in JSON"
@@ -91,14 +90,7 @@ def test_a_long_report_is_shortened_in_its_text_alone() -> None:
     assert json.loads(payload) == {"ota_job_id": "J1", "status": "failed", "additional_info": "x" * MAX_INFO, "ts": 7}
 
 
-OTA_SERVICE = Device(
-    "OTA",
-    "esp.service.ota",
-    params=(
-        Param("Status", "esp.param.ota_status", "string", ("read",)),
-        Param("URL", "esp.param.ota_url", "string", ("write",)),
-    ),
-)
+OTA_SERVICE = ota_service()
 
 
 def test_node_configuration_is_exactly_this_text() -> None:
@@ -118,15 +110,8 @@ def test_node_configuration_with_everything_keeps_the_order_of_keys() -> None:
         attributes={"a": "1"},
         primary="Power",
         params=(
-            Param(
-                "Brightness",
-                "esp.param.brightness",
-                "int",
-                ("read", "write"),
-                bounds={"min": 0, "max": 100, "step": 1},
-                valid_strs=("x",),
-                ui_type="esp.ui.slider",
-            ),
+            Param("Brightness", "esp.param.brightness", 0, bounds=Bounds(0, 100, 1), ui_type="esp.ui.slider"),
+            Param("Power", "esp.param.power", "x", properties=("simple_ts", "write", "read"), valid_strs=("x", "y")),
         ),
     )
     node = NodeConfig(
@@ -159,16 +144,13 @@ def test_node_configuration_with_everything_keeps_the_order_of_keys() -> None:
     ]
     assert text["attributes"] == [{"name": "cmd-resp", "value": "1"}]
     assert list(text["devices"][0]) == ["name", "type", "subtype", "model", "attributes", "primary", "params"]
-    assert list(text["devices"][0]["params"][0]) == [
-        "name",
-        "type",
-        "data_type",
-        "properties",
-        "bounds",
-        "valid_strs",
-        "ui_type",
-    ]
-    assert text["services"][0]["params"][1] == {
+    brightness, power = text["devices"][0]["params"]
+    assert list(brightness) == ["name", "type", "data_type", "properties", "bounds", "ui_type"]
+    assert list(brightness["bounds"].items()) == [("min", 0), ("max", 100), ("step", 1)]
+    assert list(power) == ["name", "type", "data_type", "properties", "valid_strs"]
+    assert power["properties"] == ["read", "write", "simple_ts"]
+    assert [param["name"] for param in text["services"][0]["params"]] == ["Status", "Info", "URL"]
+    assert text["services"][0]["params"][2] == {
         "name": "URL",
         "type": "esp.param.ota_url",
         "data_type": "string",

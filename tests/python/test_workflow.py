@@ -122,8 +122,8 @@ def test_a_start_subscribes_and_fetches_five_seconds_later() -> None:
 def test_enable_checks_the_type_before_anything_else_and_works_once() -> None:
     driver = Driver()
     assert driver.call(Enable, 0) == EspErr.INVALID_ARG
-    assert driver.call(Enable, OtaType.USING_PARAMS) == EspErr.NOT_SUPPORTED
     assert driver.call(Enable, OtaType.USING_TOPICS) == EspErr.OK
+    assert driver.call(Enable, OtaType.USING_PARAMS) == EspErr.FAIL
     assert driver.call(Enable, OtaType.USING_TOPICS) == EspErr.FAIL
     assert driver.call(Enable, 3) == EspErr.INVALID_ARG
 

@@ -63,7 +63,7 @@ def command(config_path: Path, log_level: str, log_format: str) -> int:
     """
     set_up_logging(log_level, json=log_format == "json")
     from rmaker_ota.config import load_config
-    from rmaker_ota.rainmaker.node import Node, ota_type_of
+    from rmaker_ota.rainmaker.node import Node, ota_types_of
     from rmaker_ota.rainmaker.ota import Ota
 
     config = load_config(config_path)
@@ -76,7 +76,8 @@ def command(config_path: Path, log_level: str, log_format: str) -> int:
     with Signals(node) as signals, Watchdog(node.responds, watchdog_interval_s(os.environ)):
         try:
             try:
-                Ota(node, type=ota_type_of(config))
+                for ota_type in ota_types_of(config):
+                    Ota(node, type=ota_type)
                 node.start()
                 notify("READY=1")
             except OtaError:

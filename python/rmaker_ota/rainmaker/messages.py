@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import field
+from typing import Protocol
 
 from rmaker_ota.records import dataclass
 
@@ -22,6 +23,7 @@ MAX_INFO = 4096  # characters of `additional_info`; longer texts are shortened (
 MIN_PARAMS = 13  # a params text shorter than this says nothing (`{}`) and is not published
 
 _INT64 = range(-(2**63), 2**63)
+_GROUP_ID = re.compile(r"[A-Za-z0-9_.:-]{0,128}")
 _SPACE = re.compile(r"[ \t\n\r]*")
 _STRINGS = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -61,6 +63,10 @@ class Topics:
     def params_local_init(self) -> str:
         return self._to_cloud("params/local/init", "esp_init_params")
 
+    def params_local_of(self, group_id: str) -> str:
+        """Where a member of a group reports; never with Basic Ingest. Empty: no group."""
+        return f"node/{self.node_id}/params/local/{group_id}" if group_id else self.params_local
+
     @property
     def alert(self) -> str:
         return self._to_cloud("alert", "esp_node_alert")
@@ -81,9 +87,17 @@ class Topics:
     def params_remote(self) -> str:
         return f"node/{self.node_id}/params/remote"
 
+    def params_remote_of(self, group_id: str) -> str:
+        return f"{self.params_remote}/{group_id}"
+
     @property
     def to_node(self) -> str:
         return f"node/{self.node_id}/to-node"
+
+
+def valid_group_id(group_id: str) -> bool:
+    """Whether this can name a group: one level of a topic; empty: none."""
+    return _GROUP_ID.fullmatch(group_id) is not None
 
 
 # ---- From the node --------------------------------------------------------------------------------------------
@@ -121,60 +135,14 @@ def status_payload(job_id: str | None, status: str, info: str, unix: float, netw
     return _encode(message)
 
 
-@dataclass(frozen=True, slots=True)
-class Param:
-    """One parameter of a device or service in the node configuration (section 3.2)."""
+class Described(Protocol):
+    """A device or a service: `rmaker_ota.Device`."""
 
-    name: str
-    type: str
-    data_type: str
-    properties: Sequence[str]
-    bounds: Mapping[str, int | float] | None = None
-    valid_strs: Sequence[str] | None = None
-    ui_type: str | None = None
-
-    def to_json(self) -> dict[str, object]:
-        message: dict[str, object] = {
-            "name": self.name,
-            "type": self.type,
-            "data_type": self.data_type,
-            "properties": list(self.properties),
-        }
-        if self.bounds is not None:
-            message["bounds"] = dict(self.bounds)
-        if self.valid_strs is not None:
-            message["valid_strs"] = list(self.valid_strs)
-        if self.ui_type is not None:
-            message["ui_type"] = self.ui_type
-        return message
+    def to_json(self) -> dict[str, object]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Device:
-    """A device or a service in the node configuration; ``attributes`` are name-value pairs."""
-
-    name: str
-    type: str | None = None
-    subtype: str | None = None
-    model: str | None = None
-    attributes: Mapping[str, str] = field(default_factory=dict)
-    primary: str | None = None
-    params: Sequence[Param] = ()
-
-    def to_json(self) -> dict[str, object]:
-        message: dict[str, object] = {"name": self.name}
-        for key in ("type", "subtype", "model"):
-            if (value := getattr(self, key)) is not None:
-                message[key] = value
-        if self.attributes:
-            message["attributes"] = _attributes(self.attributes)
-        if self.primary is not None:
-            message["primary"] = self.primary
-        message["params"] = [param.to_json() for param in self.params]
-        return message
-
-
-def _attributes(attributes: Mapping[str, str]) -> list[dict[str, str]]:
+def attributes_json(attributes: Mapping[str, str]) -> list[dict[str, str]]:
+    """Name-value pairs as the node configuration has them."""
     return [{"name": name, "value": value} for name, value in attributes.items()]
 
 
@@ -193,8 +161,8 @@ class NodeConfig:
     readme: str | None = None
     secure_boot_digest: Mapping[str, str | None] | None = None
     attributes: Mapping[str, str] = field(default_factory=dict)
-    devices: Sequence[Device] = ()
-    services: Sequence[Device] = ()
+    devices: Sequence[Described] = ()
+    services: Sequence[Described] = ()
 
 
 def node_config_payload(node: NodeConfig) -> bytes:
@@ -215,7 +183,7 @@ def node_config_payload(node: NodeConfig) -> bytes:
         info["secure_boot_digest"] = dict(node.secure_boot_digest)
     message: dict[str, object] = {"node_id": node.node_id, "config_version": "2020-03-20", "info": info}
     if node.attributes:
-        message["attributes"] = _attributes(node.attributes)
+        message["attributes"] = attributes_json(node.attributes)
     if node.devices or node.services:
         message["devices"] = [device.to_json() for device in node.devices]
         message["services"] = [service.to_json() for service in node.services]
@@ -285,7 +253,7 @@ def _check(text: str) -> None:
             depth -= 1
 
 
-def _parse_object(text: str) -> dict[str, tuple[JsonValue, str]]:
+def parse_object(text: str) -> dict[str, tuple[JsonValue, str]]:
     """A JSON object's members with the exact text of each value.
 
     Raises:
@@ -325,9 +293,14 @@ def _parse_object(text: str) -> dict[str, tuple[JsonValue, str]]:
     return members
 
 
+def has_surrogate(text: str) -> bool:
+    """Whether half a surrogate pair is in a text, which UTF-8 cannot carry."""
+    return _SURROGATE.search(text) is not None
+
+
 def _string(members: Mapping[str, tuple[JsonValue, str]], key: str) -> str | None:
     value = members.get(key, (None, ""))[0]
-    return value if isinstance(value, str) and not _SURROGATE.search(value) else None
+    return value if isinstance(value, str) and not has_surrogate(value) else None
 
 
 def parse_otaurl(payload: bytes, *, require_stream_id: bool = False) -> Job:
@@ -343,7 +316,7 @@ def parse_otaurl(payload: bytes, *, require_stream_id: bool = False) -> Job:
     try:
         if len(payload) > MAX_PAYLOAD:
             raise ValueError(f"{len(payload)} bytes")
-        members = _parse_object(payload.decode("utf-8"))
+        members = parse_object(payload.decode("utf-8"))
     except (ValueError, RecursionError):
         raise JobError("Aborted. JSON Payload error") from None
     job_id = _string(members, "ota_job_id")
@@ -387,7 +360,7 @@ def parse_time_limits(metadata: str | None) -> TimeLimits | None:
     if metadata is None:
         return None
     try:
-        members = _parse_object(metadata)
+        members = parse_object(metadata)
     except (ValueError, RecursionError):
         return None
     window = members.get("download_window", (None, ""))[0]

@@ -32,11 +32,12 @@ from rmaker_ota.errors import ArgumentError, ConfigError, NotBootableError, NotF
 from rmaker_ota.esp_err import EspErr
 from rmaker_ota.rainmaker import messages
 from rmaker_ota.rainmaker import workflow as rules
-from rmaker_ota.rainmaker.application import OtaConfig, OtaDiagPriv, OtaHandle
+from rmaker_ota.rainmaker.application import OtaConfig, OtaDiagPriv, OtaHandle, raise_for
 from rmaker_ota.rainmaker.attempt import Attempt, InstallationFactory
 from rmaker_ota.rainmaker.connection import make_transport
 from rmaker_ota.rainmaker.events import Event, Events
 from rmaker_ota.rainmaker.loop import Clock, Loop, SystemClock
+from rmaker_ota.rainmaker.params import Device, Groups, Params, Write
 from rmaker_ota.rainmaker.store import SqliteStore, Store, Value
 from rmaker_ota.rainmaker.timezone import load_timezone, local_minute
 from rmaker_ota.rainmaker.transport import PublishRefused, Transport
@@ -99,6 +100,11 @@ class _MqttPublished:
 @dataclass(frozen=True)
 class _ReportConfig:
     """Time to try the node configuration again."""
+
+
+@dataclass(frozen=True)
+class _ConfigChanged:
+    """There is another device or service."""
 
 
 @dataclass(frozen=True)
@@ -199,10 +205,12 @@ class Node:
         self._calls: dict[int, _Call] = {}
         self._calls_lock = threading.Lock()
         self._numbers = itertools.count(1)
-        self._ota: OtaConfig | None = None
+        self._ota: dict[int, OtaConfig] = {}  # by workflow; the diagnostics given first stand for both
         self._enable_lock = threading.Lock()
         self._mqtt_started = False
         self._is_started = False  # RMAKER_EVENT/STARTED was posted
+        self._is_online = False  # as the loop knows it
+        self._config_due = True  # the node configuration is to be reported
 
         # The state first: a second node on the same file must not restart this one's target.
         self._store = state if isinstance(state, Store) else SqliteStore(config.state.path if state is None else state)
@@ -215,7 +223,11 @@ class Node:
                 )
                 kept = self._store.items()
                 self._keep_job_id(kept.get(rules.KEY_JOB_ID))
-                self._workflow = rules.Workflow(config.ota, self._info, self._boot, kept)
+                self.params = Params()
+                self.params.reporter = lambda: raise_for(self._call(rules.CallReportParams), "report")
+                if config.node.groups:
+                    self.params.add(Groups())
+                self._workflow = rules.Workflow(config.ota, self._info, self._boot, kept, self.params)
                 self._transport = transport if transport is not None else make_transport(config)
             except BaseException:
                 self._target.close()
@@ -227,6 +239,8 @@ class Node:
         self._loop = Loop(self._handle, self._clock)
         begin, end = self._loop.begin, self._loop.end
         self._worker = Worker("rmaker-worker", begin=begin, end=end)
+        # Of their own, so that a lamp can be switched while a job callback is at work (Q44).
+        self._param_worker = Worker("rmaker-params", capacity=MAX_MESSAGES_WAITING, begin=begin, end=end)
         self._event_worker = Worker("rmaker-events", capacity=MAX_EVENTS_WAITING, begin=begin, end=end)
         self.events = Events(self._event_worker)
         self._metrics: Metrics | None = None
@@ -345,6 +359,30 @@ class Node:
         """Waits until everything begun is done, downloads and callbacks included. For tests."""
         self._loop.settle(timeout_s)
 
+    # -- devices, services, parameters
+
+    def add_device(self, device: Device) -> None:
+        """Gives the node a device or a service; best before `start`, so that it is part of the first configuration.
+
+        Raises:
+            ArgumentError: there is one of that name, or it belongs to a node already.
+        """
+        self.params.add(device)
+        self._loop.post(_ConfigChanged())
+
+    def add_service(self, service: Device) -> None:
+        """The same as `add_device`, under the name of the C API."""
+        self.add_device(service)
+
+    def report(self) -> None:
+        """Reports every parameter that was updated since its last report. Before the node has started nothing is sent:
+        all values go out at the start.
+
+        Raises:
+            OtaError: not sent; it is tried again by itself.
+        """
+        self.params.report()
+
     # -- the API, as numbers; `Ota` and the C names are made of these
 
     def enable(self, config: OtaConfig | None, ota_type: int) -> int:
@@ -362,8 +400,7 @@ class Node:
             return EspErr.FAIL if ota_type in set(OtaType) else EspErr.INVALID_ARG
         with self._enable_lock:
             previous = self._ota
-            if previous is None:
-                self._ota = mine
+            self._ota = previous | {ota_type: previous.get(ota_type, mine)}  # what is there stays
             value = self._call(lambda number: rules.Enable(number, ota_type, facts))
             if value != EspErr.OK:
                 self._ota = previous
@@ -483,11 +520,12 @@ class Node:
         match item:
             case _MqttConnected():
                 self._post_event(COMMON_EVENT_BASE, CommonEvent.MQTT_CONNECTED)
+                self._is_online = True
                 self._feed(rules.Connected())
-                if not self._is_started:
-                    self._report_config()
+                self._report_config()
             case _MqttDisconnected():
                 self._post_event(COMMON_EVENT_BASE, CommonEvent.MQTT_DISCONNECTED)
+                self._is_online = False
                 self._feed(rules.Disconnected())
             case _MqttMessage(topic, payload):
                 self._listener.taken()
@@ -497,8 +535,10 @@ class Node:
                 self._post_event(COMMON_EVENT_BASE, CommonEvent.MQTT_PUBLISHED, message_id)
                 self._feed(rules.PubAck(message_id))
             case _ReportConfig():
-                if not self._is_started and self._transport.is_connected:
-                    self._report_config()
+                self._report_config()
+            case _ConfigChanged():
+                self._config_due = True
+                self._report_config()
             case _:
                 try:
                     self._feed(item)  # type: ignore[arg-type]
@@ -566,6 +606,12 @@ class Node:
             case rules.QueueCallback():
                 accepted = action.builtin or self._worker.submit(lambda: self._run_callback(action))
                 return rules.CallbackQueued(action.job, accepted)
+            case rules.WriteParams(write):
+                if not self._param_worker.submit(lambda: self._run_write(write)):
+                    log.error("%s not written: its callbacks are far behind, or the node ends", write.device.name)
+            case rules.ReportConfig():
+                self._config_due = True
+                return rules.ConfigReported() if self._publish_config() else None
             case rules.CallDiagnostics():
                 self._worker.submit(lambda: self._run_diagnostics(action), always=True)
             case rules.PostEvent(base, event, data):
@@ -608,7 +654,19 @@ class Node:
         self.events.post(Event(base, event, data))
 
     def _report_config(self) -> None:
-        """Node configuration, parameters, started (specification, section 2.2)."""
+        """Node configuration, parameters, and once: started (specification, section 2.2)."""
+        if not self._config_due or not self._publish_config():
+            return
+        self._feed(rules.ConfigReported())
+        if not self._is_started:
+            self._is_started = True
+            self._post_event(RMAKER_EVENT_BASE, RmakerEvent.STARTED)
+            self._feed(rules.Started())
+
+    def _publish_config(self) -> bool:
+        """False: not now; it is tried again later."""
+        if not self._is_online:
+            return False
         node = self.config.node
         payload = messages.node_config_payload(
             messages.NodeConfig(
@@ -620,6 +678,8 @@ class Node:
                 project_name=self._boot.project_name,
                 platform=node.platform,
                 attributes={} if node.network_id is None else {"network-id": node.network_id},
+                devices=self.params.devices,
+                services=self.params.services,
             )
         )
         try:
@@ -627,15 +687,10 @@ class Node:
         except PublishRefused as error:
             log.warning("node configuration not published: %s", error)
             self._loop.start_timer("report-config", CONFIG_RETRY_S, _ReportConfig())
-            return
+            return False
+        self._config_due = False
         self._post_event(RMAKER_EVENT_BASE, RmakerEvent.CONFIG_REPORTED)
-        try:
-            self._transport.subscribe(self._topics.params_remote)
-        except OtaError as error:
-            log.error("%s", error)
-        self._is_started = True
-        self._post_event(RMAKER_EVENT_BASE, RmakerEvent.STARTED)
-        self._feed(rules.Started())
+        return True
 
     # -- downloads
 
@@ -663,7 +718,7 @@ class Node:
     # -- the application's code, on the worker
 
     def _run_callback(self, action: rules.QueueCallback) -> None:
-        callback = self._ota.ota_cb if self._ota is not None else None
+        callback = self._ota[action.type].ota_cb
         assert callback is not None
         error: str | None = None
         try:
@@ -677,7 +732,7 @@ class Node:
     def _run_diagnostics(self, action: rules.CallDiagnostics) -> None:
         status = DiagStatus.FAIL
         try:
-            config = self._ota
+            config = next(iter(self._ota.values()), None)
             if config is None or config.ota_diag is None:
                 status = DiagStatus.SUCCESS
             else:
@@ -689,6 +744,17 @@ class Node:
             log.exception("OTA diagnostics failed")
         finally:
             self._loop.post(rules.DiagnosticsReturned(action.token, status))
+
+    def _run_write(self, write: Write) -> None:
+        device = write.device
+        if device.write_cb is None:
+            log.warning("%s not written: it has no write callback", device.name)
+            return
+        for param, value in write.values:
+            try:
+                device.write_cb(device, param, value)
+            except Exception:
+                log.exception("the write callback of %s raised", param.full_name)
 
     # -- the end
 
@@ -759,12 +825,13 @@ class Node:
         self._loop.stop()
 
     def _stop_workers(self, timeout_s: float) -> None:
-        for worker in (self._worker, self._event_worker):
+        for worker in (self._worker, self._param_worker, self._event_worker):
             if not worker.stop(timeout_s):
                 log.warning("a callback is not over; going on without it")
 
     def _is_current(self) -> bool:
-        return self._loop.is_current() or self._worker.is_current() or self._event_worker.is_current()
+        workers = (self._worker, self._param_worker, self._event_worker)
+        return self._loop.is_current() or any(worker.is_current() for worker in workers)
 
     def _drain(self) -> None:
         """Waits until the loop has handled what was posted before."""
@@ -831,6 +898,7 @@ def node_of_thread() -> Node | None:
     return next((node for node in nodes if node._is_current()), None)
 
 
-def ota_type_of(config: NodeConfig) -> OtaType:
-    """The workflow a configuration asks for."""
-    return OtaType.USING_PARAMS if config.ota.type == "params" else OtaType.USING_TOPICS
+def ota_types_of(config: NodeConfig) -> tuple[OtaType, ...]:
+    """The workflows a configuration asks for."""
+    wanted = {"topics": (OtaType.USING_TOPICS,), "params": (OtaType.USING_PARAMS,), "both": tuple(OtaType)}
+    return wanted[config.ota.type]

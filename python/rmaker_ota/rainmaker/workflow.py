@@ -1,7 +1,8 @@
 """The OTA job as a state machine: events in, actions out. No clock, no socket, no thread, no file.
 
 What it decides: when to fetch, whether a job is taken, the built-in job handler with its attempts, what is
-reported under which job id, what is stored, confirmation and rollback of a new image. What it leaves to others:
+reported under which job id, what is stored, confirmation and rollback of a new image, and when parameters are reported
+and written; one of their services brings and reports the jobs of the params workflow. What it leaves to others:
 the MQTT session and its publish budget (an exhausted budget is a refused publish), timers, the store, the download
 and the installation, threads.
 
@@ -35,18 +36,23 @@ import logging
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
+from rmaker_ota.errors import ArgumentError
 from rmaker_ota.esp_err import EspErr, esp_err_name
 from rmaker_ota.rainmaker.messages import (
+    MAX_INFO,
     Job,
     JobError,
     Topics,
     fetch_payload,
+    params_payload,
     parse_otaurl,
     parse_time_limits,
     status_payload,
+    valid_group_id,
 )
+from rmaker_ota.rainmaker.params import Param, Params, Value, Write, ota_service
 from rmaker_ota.rainmaker.types import (
     COMMON_EVENT_BASE,
     OTA_EVENT_BASE,
@@ -104,6 +110,7 @@ class OtaOptions:
     fetch_after_reconnect: bool = True  # Q17
     report_attempt_failures: bool = True  # Q31; False: they go out as in-progress, and one final `failed`
     strict: bool = False  # do exactly what the reference does where an addition could be seen (Q17)
+    type: str = "topics"  # where jobs come from; "both": each workflow may be enabled once, beside the other
 
     def __post_init__(self) -> None:
         for name, (low, high) in OPTION_RANGES.items():
@@ -112,6 +119,8 @@ class OtaOptions:
                 raise ValueError(f"{name} is {value}, expected {low} to {high}")
         if self.ota_transport not in ("https", "mqtt"):
             raise ValueError(f'ota_transport is "{self.ota_transport}", expected "https" or "mqtt"')
+        if self.type not in ("topics", "params", "both"):
+            raise ValueError(f'type is "{self.type}", expected "topics", "params" or "both"')
 
 
 # Bounds of the numbers, both included.
@@ -192,6 +201,7 @@ class TimerKind(enum.StrEnum):
     ROLLBACK = "rollback"
     REBOOT = "reboot"
     RESEND = "resend"
+    REPORT_PARAMS = "report-params"
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +212,11 @@ class Connected:
 @dataclass(frozen=True, slots=True)
 class Disconnected:
     """The MQTT session is down."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigReported:
+    """The node configuration was published: before `Started`, and whenever `ReportConfig` asked for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -407,9 +422,17 @@ class CallMarkInvalid:
     call: int
 
 
+@dataclass(frozen=True, slots=True)
+class CallReportParams:
+    """Report every parameter that was updated since its last report; without effect before `Started`."""
+
+    call: int
+
+
 Input = (
     Connected
     | Disconnected
+    | ConfigReported
     | Started
     | NodeInfoChanged
     | MessageReceived
@@ -433,6 +456,7 @@ Input = (
     | CallDefaultCallback
     | CallMarkValid
     | CallMarkInvalid
+    | CallReportParams
 )
 
 
@@ -523,12 +547,26 @@ class QueueCallback:
     """Question, answered with `CallbackQueued`: run the application's job callback on the worker.
 
     ``builtin``: there is no such callback; the machine handles the job itself once it is told that the job may begin.
+    ``type``: the workflow the job came by.
     """
 
     job: int
     handle: int
     data: OtaData
     builtin: bool = False
+    type: OtaType = OtaType.USING_TOPICS
+
+
+@dataclass(frozen=True, slots=True)
+class WriteParams:
+    """Call the device's write callback with each of the values."""
+
+    write: Write
+
+
+@dataclass(frozen=True, slots=True)
+class ReportConfig:
+    """Question, answered with `ConfigReported` if it works: publish the node configuration, which has changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -608,6 +646,8 @@ Action = (
     | AcceptHeader
     | RefuseHeader
     | QueueCallback
+    | WriteParams
+    | ReportConfig
     | CallDiagnostics
     | StoreSet
     | StoreErase
@@ -635,6 +675,8 @@ KEY_TEST_JOB_ID = "ota_test_jid"
 KEY_POSITION = "ota_position"  # str, JSON: what `ota_written` belongs to: slot, size, digest, entity tag (Q24)
 KEY_TARGET = "ota_target"  # str, JSON: slot and version that were installed (Q35)
 KEY_RESULT = "ota_result"  # str, JSON: final reports that were not acknowledged yet (Q16)
+KEY_PARAMS_RESULT = "ota_params_result"  # str, JSON: the same of the params workflow, which has one at a time
+KEY_GROUP_ID = "group_id"  # str: of the service `Groups`
 
 FETCH_DELAY_S = 5
 FETCH_PUBACK_S = 60
@@ -654,6 +696,8 @@ MAX_ATTEMPT_INFO = 191
 
 SUCCESS_INFO = "OTA Upgrade finished and verified successfully"
 ROLLED_BACK_INFO = "Firmware rolled back"
+UNDECIDED_INFO = "Diagnostics failed and there is no image to roll back to"
+MAX_LOGGED = 8  # refusals of one message
 
 
 class _Busy(enum.Enum):
@@ -704,6 +748,7 @@ class Workflow:
         node: the node information; None while it is missing.
         boot: what the target says at start-up.
         stored: the store's namespace ``rmaker_ota`` as it is now; None when it cannot be opened.
+        params: devices and services of the node.
 
     Raises:
         ValueError: the options ask for a transport that is not there.
@@ -715,6 +760,7 @@ class Workflow:
         node: NodeInfo | None,
         boot: BootFacts,
         stored: Mapping[str, StoredValue] | None,
+        params: Params | None = None,
     ) -> None:
         if options.ota_transport != "https":
             raise ValueError(f'ota_transport is "{options.ota_transport}", and only "https" is built in')
@@ -736,9 +782,16 @@ class Workflow:
         self._disconnected_at: float | None = None
         self._started = False
         self._start_done = False
-        self._enabled = False
+        self._enabled: dict[OtaType, EnableConfig] = {}
         self._enable_call: int | None = None
-        self._config = EnableConfig()
+        self._via = OtaType.USING_TOPICS  # the workflow of the job at hand or, without one, of the last one
+
+        self._params = params or Params()
+        self._ota_service = ota_service()
+        self._group_id: str | None = None  # its topic is subscribed; None: the node's own is not yet either
+        self._init_waits = False  # the initial report was refused
+        self._params_message: int | None = None  # the report that carries `KEY_PARAMS_RESULT` waits to be acknowledged
+        self._refused_params = 0
 
         self._busy: _Busy | None = None
         self._job: Job | None = None
@@ -781,9 +834,11 @@ class Workflow:
             case Disconnected():
                 self._connected = False
                 self._disconnected_at = now.monotonic
+            case ConfigReported():
+                self._report_all_params()
             case Started():
                 self._started = True
-                if self._enabled and self._enable_call is None:
+                if self._enable_call is None:
                     self._start()
             case NodeInfoChanged(node):
                 self._node = node
@@ -836,6 +891,8 @@ class Workflow:
                 self._mark_valid(call)
             case CallMarkInvalid(call):
                 self._mark_invalid(call)
+            case CallReportParams(call):
+                self._report_params(lambda err: self._return(call, err))
         out, self._out = self._out, []
         return out
 
@@ -891,6 +948,8 @@ class Workflow:
 
     @property
     def _stored_job_id(self) -> str | None:
+        if self._via == OtaType.USING_PARAMS:
+            return None  # it is that of an older job
         return self._get_text(KEY_JOB_ID, MAX_STORED_JOB_ID)
 
     def _restart(self, reason: str) -> None:
@@ -919,6 +978,11 @@ class Workflow:
 
         ``final``: the outcome of a job, kept until it is acknowledged. ``then`` gets the `EspErr` of the report.
         """
+        if self._via == OtaType.USING_PARAMS:
+            self._report_by_params(status, info, final=final)
+            if then is not None:
+                then(EspErr.OK)
+            return
         job_id = self._job.job_id if self._job is not None else self._stored_job_id
         from_store = self._job is None and job_id is not None
         topics = self._topics
@@ -1034,6 +1098,146 @@ class Workflow:
             then=lambda err: self._return(event.call, err),
         )
 
+    # -- Parameters, and reports by them (section 3)
+
+    def _report_by_params(self, status: int, info: str, *, final: bool) -> None:
+        """Two messages; before the start the values go out with the initial report (section 3.4)."""
+        if final:
+            kept = {"status": status, "info": info[:MAX_INFO]}
+            self._set(KEY_PARAMS_RESULT, json.dumps(kept, ensure_ascii=True, separators=(",", ":")))
+        else:
+            self._erase(KEY_PARAMS_RESULT)
+        self._params_message = None
+        for name, value in (("Info", info[:MAX_INFO]), ("Status", status_text(status))):
+            self._ota_service[name].put(value)
+            self._report_params(lambda _: None)
+        self._do(PostEvent(OTA_EVENT_BASE, status_event(status), info))
+
+    def _restore_params_result(self) -> None:
+        """The outcome that nobody acknowledged in an earlier boot is said again (Q16)."""
+        kept = self._get_json(KEY_PARAMS_RESULT)
+        status, info = kept.get("status"), kept.get("info")
+        if isinstance(status, int) and isinstance(info, str):
+            self._ota_service["Info"].put(info)
+            self._ota_service["Status"].put(status_text(status))
+
+    def _report_params(self, then: Callable[[int], None]) -> None:
+        """Publishes what was updated; refused, it is tried again later."""
+        topics = self._topics
+        if not self._started:
+            then(EspErr.OK)
+            return
+        values, taken = self._params.take_changed()
+        payload = params_payload(values)
+        if payload is None or topics is None:
+            then(EspErr.OK if payload is None else EspErr.FAIL)
+            return
+        result = self._ota_service["Status"] in taken
+
+        def done(answer: PublishResult) -> None:
+            if answer.accepted:
+                self._params_sent(answer, result)
+            else:
+                self._params.put_back(taken)
+                self._retry_params()
+            then(EspErr.OK if answer.accepted else EspErr.FAIL)
+
+        self._publish(topics.params_local_of(self._group_id or ""), payload, done)
+
+    def _report_all_params(self) -> None:
+        """Subscriptions and the initial report, which does not count as a report (section 3.4)."""
+        topics = self._topics
+        if topics is None:
+            return
+        first = self._group_id is None
+        self._join_group()
+        if first:
+            self._do(Subscribe(topics.params_remote))
+        payload = params_payload(self._params.values())
+        if payload is None:
+            return
+
+        def done(answer: PublishResult) -> None:
+            self._init_waits = not answer.accepted
+            if answer.accepted:
+                self._params_sent(answer, OtaType.USING_PARAMS in self._enabled)
+            else:
+                self._retry_params()
+
+        self._publish(topics.params_local_init, payload, done)
+
+    def _retry_params(self) -> None:
+        delay = FETCH_RETRY_S * 2 ** min(self._refused_params, FETCH_RETRY_STEPS - 1)
+        self._refused_params += 1
+        self._do(StartTimer(TimerKind.REPORT_PARAMS, delay))
+
+    def _resend_params(self) -> None:
+        if self._init_waits:
+            self._report_all_params()
+        self._report_params(lambda _: None)
+
+    def _params_sent(self, answer: PublishResult, with_result: bool) -> None:
+        """``with_result``: the status of the OTA service is in it."""
+        self._refused_params = 0
+        if not with_result or self._get(KEY_PARAMS_RESULT) is None:
+            return
+        if answer.message_id is None or answer.message_id in self._early_acks:
+            self._erase(KEY_PARAMS_RESULT)
+        else:
+            self._params_message = answer.message_id
+
+    def _join_group(self) -> None:
+        """Subscribes to what is written to the group, and leaves the one before."""
+        groups, topics, old = self._params.groups, self._topics, self._group_id
+        if topics is None:
+            return
+        if groups is not None and not groups.group_id:
+            kept = self._get_text(KEY_GROUP_ID) or ""
+            groups["GroupID"].put(kept if valid_group_id(kept) else "")
+        new = "" if groups is None else groups.group_id
+        self._group_id = new
+        if old and old != new:
+            self._do(Unsubscribe(topics.params_remote_of(old)))
+        if new and old != new:
+            self._do(Subscribe(topics.params_remote_of(new)))
+
+    def _on_params_remote(self, payload: bytes) -> None:
+        try:
+            writes, refused = self._params.parse_writes(payload)
+        except ValueError as error:
+            self._log(logging.WARNING, f"parameters not written: {error}")
+            return
+        for reason in refused[:MAX_LOGGED]:
+            self._log(logging.WARNING, f"not written: {reason}")
+        for write in writes:
+            if write.device is self._ota_service:
+                self._on_url(write.values)
+            elif write.device is self._params.groups:
+                self._on_group_id(write.values)
+            else:
+                self._do(WriteParams(write))
+
+    def _on_group_id(self, values: Sequence[tuple[Param, Value]]) -> None:
+        for param, value in values:
+            if not isinstance(value, str) or not valid_group_id(value):
+                self._log(logging.WARNING, f"not written: parameter {param.full_name}: no id of a group")
+                continue
+            param.put(value)
+            self._set(KEY_GROUP_ID, value)
+            self._join_group()
+
+    def _on_url(self, values: Sequence[tuple[Param, Value]]) -> None:
+        """A job of the params workflow: an address, and nothing else (section 3.3)."""
+        url = str(values[0][1])  # of the service's parameters it alone can be written
+        if self._busy is not None:
+            self._log(logging.WARNING, f"OTA.URL not taken: {self._busy.value}")
+            return
+        self._busy = _Busy.JOB
+        self._via = OtaType.USING_PARAMS
+        self._erase(KEY_PARAMS_RESULT)
+        config = self._enabled[self._via]
+        self._queue_job(OtaData(url=url, server_cert=config.server_cert, priv=config.priv))
+
     # -- Connection and start
 
     def _on_connected(self) -> None:
@@ -1042,6 +1246,8 @@ class Workflow:
         self._disconnected_at = None
         if self._listening:
             self._ask_diagnostics(DiagState.POST_MQTT)
+        if self._started and self._refused_params:
+            self._resend_params()
         if self._start_done:
             self._send_results(refused=True)
             wanted = self._options.fetch_after_reconnect and not self._options.strict
@@ -1049,17 +1255,16 @@ class Workflow:
                 self._schedule_fetch(FETCH_DELAY_S)  # Q17
 
     def _start(self) -> None:
-        if self._start_done:
+        """Begins to fetch and to take jobs, where they come by topics."""
+        if self._start_done or OtaType.USING_TOPICS not in self._enabled:
             return
         self._start_done = True
         self._send_results(refused=False)
         if self._verdict is not None:
             (status, info), self._verdict = self._verdict, None
             self._report(status, info, final=True)
-        if self._undecided:
-            self._report(
-                OtaStatus.FAILED, "Diagnostics failed and there is no image to roll back to", final=True, consume=False
-            )
+        if self._undecided and self._via == OtaType.USING_TOPICS:
+            self._report(OtaStatus.FAILED, UNDECIDED_INFO, final=True, consume=False)
         if self._topics is not None:
             self._do(Subscribe(self._topics.otaurl))
         if self._options.ota_autofetch and self._busy is None:
@@ -1072,6 +1277,9 @@ class Workflow:
             self._early_acks.add(message_id)
         if message_id == self._fetch_message:
             self._fetch_acknowledged()
+        if message_id == self._params_message:
+            self._params_message = None
+            self._erase(KEY_PARAMS_RESULT)
         for result in list(self._results):
             if result.message_id == message_id:
                 self._result_acknowledged(result)
@@ -1093,6 +1301,8 @@ class Workflow:
                 self._restart("new firmware")
             case TimerKind.RESEND:
                 self._send_results(refused=True)
+            case TimerKind.REPORT_PARAMS if self._started:
+                self._resend_params()
 
     # -- Fetch
 
@@ -1151,16 +1361,36 @@ class Workflow:
     def _enable(self, call: int, ota_type: int, config: EnableConfig | None) -> None:
         if ota_type not in (OtaType.USING_PARAMS, OtaType.USING_TOPICS):
             self._return(call, EspErr.INVALID_ARG)
-        elif self._enabled:
+            return
+        ota_type = OtaType(ota_type)
+        both = self._options.type == "both"
+        if self._enable_call is not None or ota_type in self._enabled or (self._enabled and not both):
             self._return(call, EspErr.FAIL)
-        elif ota_type == OtaType.USING_PARAMS:
-            self._log(logging.ERROR, "the params workflow is not built in")
-            self._return(call, EspErr.NOT_SUPPORTED)
-        else:
-            self._enabled = True  # before the diagnostics, so that they can confirm (Q3)
-            self._enable_call = call
-            self._config = config or EnableConfig()
-            self._check_boot()
+            return
+        if ota_type == OtaType.USING_PARAMS:
+            try:
+                self._params.add(self._ota_service)
+            except ArgumentError as error:
+                self._log(logging.ERROR, str(error))
+                self._return(call, EspErr.INVALID_ARG)
+                return
+            self._restore_params_result()
+        first = not self._enabled
+        self._enabled[ota_type] = config or EnableConfig()  # before the diagnostics, so that they can confirm (Q3)
+        self._enable_call = call
+        if not first:
+            self._enable_done()
+            return
+        self._via = ota_type
+        if both and (target := self._get_json(KEY_TARGET)):  # the image that runs may have come by the other one
+            by_params = target.get("workflow") == "params"
+            self._via = OtaType.USING_PARAMS if by_params else OtaType.USING_TOPICS
+        self._check_boot()
+
+    @property
+    def _first_config(self) -> EnableConfig:
+        """The one given first; its diagnostics stand for both workflows."""
+        return next(iter(self._enabled.values()))
 
     def _check_boot(self) -> None:
         self._installed_by_us = self._get(KEY_UPDATE) is not None
@@ -1175,7 +1405,15 @@ class Workflow:
     def _record_outcome(self) -> None:
         """An image of ours is not waiting to be confirmed: it was rolled back, or it runs without having to be."""
         target = self._get_json(KEY_TARGET)
-        if target and (target.get("slot"), target.get("version")) == (self._boot.running_slot, self._boot.version):
+        runs = (target.get("slot"), target.get("version")) == (self._boot.running_slot, self._boot.version)
+        if self._via == OtaType.USING_PARAMS:
+            if target and runs:
+                self._report(OtaStatus.SUCCESS, SUCCESS_INFO, final=True)  # Q35
+            else:
+                self._report(OtaStatus.REJECTED, ROLLED_BACK_INFO, final=True)
+            self._erase(KEY_UPDATE, KEY_TARGET)
+            return
+        if target and runs:
             job_id, status, info = self._stored_job_id, OtaStatus.SUCCESS, SUCCESS_INFO  # Q35
         elif (failed := self._get_text(KEY_FAIL_JOB_ID)) is not None:
             reason = self._get_text(KEY_FAIL_REASON) or "Firmware verification failed"
@@ -1195,13 +1433,15 @@ class Workflow:
         self._return(call, EspErr.OK)
         if call is not None and self._started:  # Q4
             self._start()
+            if OtaType.USING_PARAMS in self._enabled:
+                self._do(ReportConfig())
 
     def _ask_diagnostics(self, state: DiagState) -> None:
         if self._diagnostics is not None:
             return
         token = self._number()
         self._diagnostics = (token, state)
-        if self._config.has_diagnostics:
+        if self._first_config.has_diagnostics:
             self._do(CallDiagnostics(token, state, self._installed_by_us))
         else:
             self._on_diagnostics(token, DiagStatus.SUCCESS)
@@ -1236,6 +1476,8 @@ class Workflow:
                 self._undecided = True  # Q40
                 self._free()
                 self._log(logging.ERROR, "diagnostics failed, and there is no image to roll back to")
+                if self._via == OtaType.USING_PARAMS:
+                    self._report(OtaStatus.FAILED, UNDECIDED_INFO, final=True)
                 self._enable_done()
 
             self._roll_back(impossible)
@@ -1268,7 +1510,7 @@ class Workflow:
     def _time_out(self) -> None:
         """Nobody confirmed the image in time."""
         undo: list[Callable[[], None]] = []
-        if self._options.ota_rollback_report_failed:
+        if self._options.ota_rollback_report_failed and self._via == OtaType.USING_TOPICS:
             period = self._options.ota_rollback_wait_period_s
             what = "Firmware verification did not finish" if self._verdict_awaited else "MQTT did not connect"
             job_id = self._get(KEY_JOB_ID)
@@ -1307,7 +1549,8 @@ class Workflow:
             self._do(StopTimer(TimerKind.ROLLBACK))
             self._report(OtaStatus.SUCCESS, info, final=True)
             self._erase(KEY_UPDATE, KEY_TARGET)
-            self._schedule_fetch(FETCH_DELAY_S)
+            if OtaType.USING_TOPICS in self._enabled:
+                self._schedule_fetch(FETCH_DELAY_S)
             self._return(call, EspErr.OK)
 
         self._ask(MarkValid, answered)
@@ -1340,7 +1583,13 @@ class Workflow:
     # -- Jobs
 
     def _on_message(self, topic: str, payload: bytes) -> None:
-        if not self._enabled or self._topics is None or topic != self._topics.otaurl:
+        topics = self._topics
+        if topics is None:
+            return
+        if topic == topics.params_remote or (self._group_id and topic == topics.params_remote_of(self._group_id)):
+            self._on_params_remote(payload)
+            return
+        if OtaType.USING_TOPICS not in self._enabled or topic != topics.otaurl:
             return
         if self._busy is not None:
             self._note_other_job(payload)
@@ -1357,6 +1606,7 @@ class Workflow:
                 self._end_job()
             return
         self._take(job)
+        config = self._enabled[self._via]
         data = OtaData(
             url=job.url,
             stream_id=job.stream_id,
@@ -1364,18 +1614,22 @@ class Workflow:
             fw_version=job.fw_version,
             file_md5=job.file_md5,
             ota_job_id=job.job_id,
-            server_cert=self._config.server_cert,
-            priv=self._config.priv,
+            server_cert=config.server_cert,
+            priv=config.priv,
             metadata=job.metadata,
         )
+        self._queue_job(data)
+
+    def _queue_job(self, data: OtaData) -> None:
         self._job_data = data
-        builtin = not self._config.has_ota_callback
-        self._do(QueueCallback(self._job_number, self._job_number, data, builtin))
+        self._job_number = self._number()
+        builtin = not self._enabled[self._via].has_ota_callback
+        self._do(QueueCallback(self._job_number, self._job_number, data, builtin, self._via))
 
     def _take(self, job: Job) -> None:
         self._busy = _Busy.JOB
+        self._via = OtaType.USING_TOPICS
         self._job = job
-        self._job_number = self._number()
         self._set(KEY_JOB_ID, job.job_id.encode())
         if any(one.job_id == job.job_id for one in self._results):
             self._forget_results(job.job_id)  # it is begun anew, so its earlier outcome is history
@@ -1397,13 +1651,15 @@ class Workflow:
             self._log(logging.INFO, f"job {other} waits: {reason}")
 
     def _on_queued(self, number: int, accepted: bool) -> None:
-        if self._job is None or number != self._job_number or self._run is not None:
+        if self._busy is not _Busy.JOB or number != self._job_number or self._run is not None:
             return
         if not accepted:
-            self._log(logging.WARNING, f"no room for job {self._job.job_id}; asking for it again")
+            job = self._job
+            self._log(logging.WARNING, "no room for the job" if job is None else f"no room for job {job.job_id}")
             self._end_job()
-            self._schedule_fetch(FETCH_DELAY_S)  # Q12
-        elif self._config.has_ota_callback:
+            if self._via == OtaType.USING_TOPICS:
+                self._schedule_fetch(FETCH_DELAY_S)  # Q12
+        elif self._enabled[self._via].has_ota_callback:
             self._callback_running = True
         else:
             self._begin_run(_Run(None, self._job_data))
@@ -1497,7 +1753,8 @@ class Workflow:
         total = self._options.ota_max_retries
         self._report(OtaStatus.IN_PROGRESS, f"Starting OTA Upgrade (HTTPS attempt {run.number}/{total})")
         self._look_up_position(run)
-        cert = None if self._options.use_cert_bundle else self._config.server_cert
+        config = self._enabled.get(self._via, self._first_config)
+        cert = None if self._options.use_cert_bundle else config.server_cert
         self._do(
             StartAttempt(
                 attempt=run.attempt,
@@ -1632,11 +1889,14 @@ class Workflow:
         info = f"OTA Attempt {run.number}/{total} failed: {_describe(event)[:MAX_ERR_DESC]}"[:MAX_ATTEMPT_INFO]
         last = run.number >= total
         keep = self._options.report_attempt_failures
-        self._report(OtaStatus.FAILED if keep or last else OtaStatus.IN_PROGRESS, info)  # Q31
+        by_params = self._via == OtaType.USING_PARAMS
+        status = OtaStatus.FAILED if keep or last else OtaStatus.IN_PROGRESS  # Q31
+        self._report(status, info, final=last and by_params)
         if not last:
             self._next_attempt(run)
             return
-        self._schedule_fetch(self._options.ota_retry_delay_minutes * 60)
+        if not by_params:
+            self._schedule_fetch(self._options.ota_retry_delay_minutes * 60)
         self._end_run(EspErr.FAIL)
 
     def _on_finished(self, event: AttemptFinished) -> None:
@@ -1646,6 +1906,8 @@ class Workflow:
         tries = "attempt" if run.number == 1 else "attempts"
         if self._options.rollback_enable:
             target = {"slot": event.slot or self._boot.next_slot, "version": event.version}
+            if self._via == OtaType.USING_PARAMS:
+                target["workflow"] = "params"
             self._set(KEY_TARGET, json.dumps(target, separators=(",", ":")))  # Q35
             self._set(KEY_UPDATE, b"\x01")
             self._report(OtaStatus.IN_PROGRESS, f"Rebooting into new firmware (after {run.number} HTTPS {tries})")
