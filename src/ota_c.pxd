@@ -10,6 +10,7 @@ cdef extern from "base/status.h" nogil:
     ctypedef int ota_stage
     enum:
         OTA_STAGE_SOURCE
+        OTA_STAGE_TARGET
     enum:
         OTA_OK
         OTA_DONE
@@ -33,6 +34,7 @@ cdef extern from "base/status.h" nogil:
     int32_t ota_status_esp_err(ota_status status)
     ota_status ota_error_set(ota_error *error, ota_status status, ota_stage stage, uint64_t offset, int64_t device_code,
                              const char *format, ...)
+    ota_status ota_error_set_errno(ota_error *error, ota_stage stage, uint64_t offset, int errnum, const char *what)
 
 # ---- port ------------------------------------------------------------------------------------------------------------
 
@@ -70,6 +72,17 @@ cdef extern from "port/port.h" nogil:
     ota_status ota_port_flash_file_open(const char *path, bint read_only, ota_fault *fault, ota_flash **out,
                                         ota_error *error)
     void ota_port_flash_file_shut(ota_flash *flash)
+    ctypedef struct ota_tty_info:
+        char name[64]
+        char driver[32]
+        char usb_path[64]
+        char serial[128]
+        char manufacturer[128]
+        char product[128]
+        uint16_t vid
+        uint16_t pid
+        int interface
+    int ota_port_tty_list(const char *sysfs_root, ota_tty_info **out, size_t *count)
 
 # ---- sink ------------------------------------------------------------------------------------------------------------
 

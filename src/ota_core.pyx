@@ -5,6 +5,7 @@ One extension module in several files: each room of ``src/csrc`` that Python rea
 """
 
 include "border/errors.pxi"
+include "border/port.pxi"
 include "border/esp.pxi"
 include "border/nvs.pxi"
 include "border/sink.pxi"

@@ -28,6 +28,12 @@ VERSION: str
 
 def status_table() -> list[tuple[str, int, int, str]]: ...
 
+# ---- port.pxi --------------------------------------------------------------------------------------------------------
+
+def list_ttys(
+    sysfs_root: str | os.PathLike[str] = "/sys",
+) -> tuple[tuple[str, str, str, str, str, str, int, int, int], ...]: ...
+
 # ---- esp.pxi ---------------------------------------------------------------------------------------------------------
 
 def esp_chips() -> tuple[Chip, ...]: ...
