@@ -495,6 +495,7 @@ cdef extern from "source/source.h" nogil:
         uint64_t deadline_ms
         uint64_t max_bytes_per_s
         uint32_t max_redirects
+        uint32_t receive_buffer
     ota_status ota_source_http_new(const ota_http_options *options, ota_source **out, ota_error *error)
     ota_status ota_source_file_new(const char *path, ota_source **out, ota_error *error)
     ota_status ota_source_fd_new(int fd, ota_source **out, ota_error *error)

@@ -1,4 +1,4 @@
-/* sources: source/source.c source/source_http.c source/http_fields.c base/status.c port/port_posix_clock.c */
+/* sources: source/source.c source/source_http.c source/http_fields.c source/tls_files.c base/status.c port/port_posix_clock.c */
 /* libs: libcurl libssl libcrypto */
 /* How fast the HTTPS source alone brings bytes in: drains one URL into a buffer and forgets it.
  *

@@ -437,7 +437,9 @@ def _resolve_credentials(reader: _Reader, values: dict[str, dict[str, Any]]) -> 
 def _check_authorities(reader: _Reader, values: dict[str, dict[str, Any]]) -> None:
     for section, key in (("mqtt", "ca"), ("ota", "server_cert")):
         if key in values[section]:
-            reader.read_credential(f"[{section}] {key}", values[section][key])
+            path = values[section][key]
+            if b"-----BEGIN " not in reader.read_credential(f"[{section}] {key}", path):
+                reader.fail(f"[{section}] {key}", str(path), "PEM certificates", found="none there")
 
 
 def _resolve_nvs(reader: _Reader, values: dict[str, dict[str, Any]]) -> None:

@@ -3,7 +3,7 @@
 ::
 
     OtaError                      everything this package raises on purpose
-    ├── ArgumentError             ERR_ARGUMENT, ERR_HTTP_URL                        (also ValueError)
+    ├── ArgumentError             ERR_ARGUMENT, ERR_HTTP_URL, ERR_HTTP_TLS_FILE     (also ValueError)
     ├── OutOfMemoryError          ERR_NO_MEMORY                                     (also MemoryError)
     ├── StateError                ERR_STATE                                         (also RuntimeError)
     │   ├── PendingVerifyError    ERR_PENDING_VERIFY
@@ -213,6 +213,7 @@ class DataError(VerifyError, ValueError):
 _CLASSES: dict[str, type[OtaError]] = {
     "ERR_ARGUMENT": ArgumentError,
     "ERR_HTTP_URL": ArgumentError,
+    "ERR_HTTP_TLS_FILE": ArgumentError,
     "ERR_NO_MEMORY": OutOfMemoryError,
     "ERR_STATE": StateError,
     "ERR_PENDING_VERIFY": PendingVerifyError,

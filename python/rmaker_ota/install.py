@@ -121,6 +121,7 @@ class HttpOptions:
         deadline_s: seconds for the whole download; 0: none.
         max_bytes_per_s: bandwidth limit; 0: none.
         max_redirects: how many are followed; never from https to http.
+        receive_buffer: bytes taken from the connection at once, 1024 at least; 0: 256 KiB.
     """
 
     ca_file: str | None = None
@@ -136,6 +137,7 @@ class HttpOptions:
     deadline_s: float = 0.0
     max_bytes_per_s: int = 0
     max_redirects: int = 10
+    receive_buffer: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +268,7 @@ def make_source(
         resume: where the download will begin, for its entity tag.
 
     Raises:
-        ArgumentError: the source is none of these, or the URL cannot be used.
+        ArgumentError: the source is none of these, the URL cannot be used, or a certificate or key of ``http`` cannot.
     """
     if isinstance(source, ota_core.Source):
         return source
@@ -294,6 +296,7 @@ def make_source(
             deadline_ms=_milliseconds("deadline_s", http.deadline_s),
             max_bytes_per_s=http.max_bytes_per_s,
             max_redirects=http.max_redirects,
+            receive_buffer=http.receive_buffer,
             entity_tag=resume.entity_tag if resume is not None else None,
         )
     return ota_core.FileSource(os.fspath(source))
@@ -369,19 +372,13 @@ class Installer:
             StateError: it was run or started before.
             BaseException: exactly what a callback raised.
         """
-        with self._lock:
-            if self._begun:
-                raise StateError("an installer runs once")
-            self._begun = True
+        self._begin()
         return self._install()
 
     def start(self) -> None:
         """Installs on a thread of its own; `result` waits for it. Raises StateError if it was run or started before."""
-        with self._lock:
-            if self._begun:
-                raise StateError("an installer runs once")
-            self._begun = True
-            self._thread = threading.Thread(target=self._install_and_keep, name="rmaker-ota-install", daemon=True)
+        self._begin()
+        self._thread = threading.Thread(target=self._install_and_keep, name="rmaker-ota-install", daemon=True)
         self._thread.start()
 
     def result(self, timeout: float | None = None) -> InstallResult:
@@ -420,6 +417,12 @@ class Installer:
         return Progress(Phase(phase), position, image_bytes, sink.counts["bytes_skipped"], size)
 
     # ---- inside ------------------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        with self._lock:
+            if self._begun:
+                raise StateError("an installer runs once")
+            self._begun = True
 
     def _install_and_keep(self) -> None:
         try:
@@ -638,6 +641,7 @@ def _check_numbers(options: InstallOptions, http: HttpOptions) -> None:
         ("resume offset", options.resume.offset if options.resume is not None else 0, 63),
         ("max_bytes_per_s", http.max_bytes_per_s, 63),
         ("max_redirects", http.max_redirects, 31),
+        ("receive_buffer", http.receive_buffer, 24),
     ]
     for name, value, bits in checks:
         if not isinstance(value, int) or not 0 <= value < 1 << bits:

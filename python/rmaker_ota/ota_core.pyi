@@ -283,6 +283,7 @@ class HttpSource(Source):
         deadline_ms: int = 0,
         max_bytes_per_s: int = 0,
         max_redirects: int = 0,
+        receive_buffer: int = 0,
     ) -> None: ...
 
 class FileSource(Source):

@@ -188,6 +188,7 @@ cdef class HttpSource(Source):
         deadline_ms (int): for everything from ``open`` on; 0: none.
         max_bytes_per_s (int): bandwidth limit; 0: none.
         max_redirects (int): 0: 10.
+        receive_buffer (int): bytes taken from the connection at once, 1024 at least; 0: 256 KiB.
 
     Raises:
         ArgumentError: ERR_HTTP_URL: not an https (or http) URL; ERR_ARGUMENT: a key without a certificate.
@@ -213,6 +214,7 @@ cdef class HttpSource(Source):
         deadline_ms=0,
         max_bytes_per_s=0,
         max_redirects=0,
+        receive_buffer=0,
     ):
         cdef ota_http_options options
         cdef ota_error error
@@ -246,6 +248,7 @@ cdef class HttpSource(Source):
         options.deadline_ms = c_count("deadline_ms", deadline_ms, OTA_SIZE_UNKNOWN)
         options.max_bytes_per_s = c_count("max_bytes_per_s", max_bytes_per_s, OTA_SIZE_UNKNOWN)
         options.max_redirects = c_count("max_redirects", max_redirects, 0xFFFFFFFF)
+        options.receive_buffer = c_count("receive_buffer", receive_buffer, 1 << 24)
         with nogil:
             status = ota_source_http_new(&options, &self.ptr, &error)
         check(status, &error)

@@ -702,7 +702,7 @@ class World:
                 client,
                 feed,
                 self._checksum,
-                self._options.http_rx_buffer_size,
+                self._options.http_rx_buffer_size or 1024,
                 self._options.rollback_enable,
                 lambda: self._dark,
             ),

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import trustme
+from cryptography.hazmat.primitives import serialization
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -772,13 +773,70 @@ def test_a_given_ca_is_the_only_one_trusted(tmp_path: Path) -> None:
         assert open_error(make(server, ca_pem=stranger, ca_file=ca_file)).device_code == 20  # the text goes first
 
 
-def test_a_ca_file_that_is_missing_or_no_ca_is_named(tmp_path: Path) -> None:
+@pytest.fixture
+def pem(tmp_path: Path) -> Path:
+    """A directory of files a client may be told to use."""
+    client, other = sim.authority().client, trustme.CA().issue_cert("other.invalid")
+    client.cert_chain_pems[0].write_to_path(str(tmp_path / "node.pem"))
+    client.private_key_pem.write_to_path(str(tmp_path / "node.key"))
+    other.private_key_pem.write_to_path(str(tmp_path / "other.key"))
+    key = serialization.load_pem_private_key(client.private_key_pem.bytes(), None)
+    (tmp_path / "locked.key").write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"secret"),
+        )
+    )
+    (tmp_path / "empty.pem").touch()
+    (tmp_path / "directory").mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("files", "named", "reason"),
+    [
+        ({"ca_file": "missing.pem"}, "missing.pem", "No such file"),
+        ({"ca_file": "node.key"}, "node.key", "no PEM certificate"),
+        ({"ca_file": "empty.pem"}, "empty.pem", "no PEM certificate"),
+        ({"ca_file": "directory"}, "directory", ""),
+        ({"client_cert_file": "missing.pem", "client_key_file": "node.key"}, "missing.pem", "No such file"),
+        ({"client_cert_file": "node.key", "client_key_file": "node.key"}, "node.key", "no PEM certificate"),
+        ({"client_cert_file": "node.pem", "client_key_file": "missing.key"}, "missing.key", "No such file"),
+        ({"client_cert_file": "node.pem", "client_key_file": "node.pem"}, "node.pem", "no PEM private key"),
+        ({"client_cert_file": "node.pem"}, "node.pem", "no PEM private key"),
+        ({"client_cert_file": "node.pem", "client_key_file": "other.key"}, "other.key", "does not belong"),
+        ({"client_cert_file": "node.pem", "client_key_file": "locked.key"}, "locked.key", "password"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named_before_anything_is_connected(
+    pem: Path, files: dict[str, str], named: str, reason: str
+) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        HttpSource("https://nowhere.invalid/", **{name: pem / file for name, file in files.items()})
+    assert (caught.value.status, caught.value.esp_err) == ("ERR_HTTP_TLS_FILE", 0x7002)
+    assert str(pem / named) in str(caught.value)
+    assert reason in str(caught.value)
+
+
+def test_a_text_without_a_certificate_is_refused_too() -> None:
+    with pytest.raises(ArgumentError, match="no PEM certificate found"):
+        HttpSource("https://nowhere.invalid/", ca_pem="no PEM at all")
+
+
+def test_a_file_that_went_bad_later_is_named(pem: Path) -> None:
     with HttpsServer([sim.serve(IMAGE)]) as server:
-        missing = tmp_path / "missing.pem"
-        error = open_error(make(server, ca_pem=None, ca_file=missing))
-        assert error.status == "ERR_HTTP_TLS"
-        assert "missing.pem" in str(error)
-        assert open_error(make(server, ca_pem="no PEM at all")).status == "ERR_HTTP_TLS"
+        (pem / "ca.pem").write_bytes(server.ca_pem)
+        source = make(server, ca_pem=None, ca_file=pem / "ca.pem")
+        (pem / "ca.pem").unlink()
+        error = open_error(source)
+        assert error.status == "ERR_HTTP_TLS_FILE"
+        assert "ca.pem" in str(error)
+        source = make(server, client_cert_file=pem / "node.pem", client_key_file=pem / "node.key")
+        (pem / "node.key").write_text("no key")
+        error = open_error(source)
+        assert error.status == "ERR_HTTP_TLS_FILE"
+        assert "node.key" in str(error)
 
 
 def test_a_client_certificate_is_shown_and_needed(tmp_path: Path) -> None:
@@ -793,8 +851,6 @@ def test_a_client_certificate_is_shown_and_needed(tmp_path: Path) -> None:
         assert server.client_subjects == ["node"]
         error = open_error(make(server))
         assert error.status in ("ERR_HTTP_TLS", "ERR_HTTP_NO_RESPONSE")  # TLS 1.3 tells after the request went out
-        error = open_error(make(server, client_cert_file=tmp_path / "missing.pem"))
-        assert error.status == "ERR_HTTP_TLS"
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])

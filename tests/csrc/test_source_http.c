@@ -1,4 +1,4 @@
-/* sources: source/source.c source/source_http.c source/http_fields.c base/status.c */
+/* sources: source/source.c source/source_http.c source/http_fields.c source/tls_files.c base/status.c */
 /* libs: libcurl libssl libcrypto */
 /* The HTTP source over plain HTTP from a few lines of server, with a clock of our own: what the time-outs count. All other
  * behaviour is tested from Python (tests/core/test_source_http.py), where a server is easier to script. */
@@ -47,6 +47,17 @@ static void wait_for_looks(int count) {
     pthread_mutex_unlock(&looks_lock);
 }
 
+/* ---- What the client asks the socket for: this takes the place of the C library's `recv`; the server reads by `read` ---- */
+
+static atomic_size_t most_received;
+
+ssize_t recv(int fd, void *buf, size_t len, int flags) {
+    size_t most = most_received;
+    while (len > most && !atomic_compare_exchange_weak(&most_received, &most, len)) {
+    }
+    return recvfrom(fd, buf, len, flags, NULL, NULL);
+}
+
 /* ---- The server: one connection, one answer in two parts ---- */
 
 typedef struct server {
@@ -74,13 +85,13 @@ static void *serve(void *user) {
     server *self = user;
     char request[4096];
     int fd = accept(self->listener, NULL, NULL);
-    if (fd >= 0 && recv(fd, request, sizeof request, 0) > 0) {
+    if (fd >= 0 && read(fd, request, sizeof request) > 0) {
         send_all(fd, self->first);
         if (self->second != NULL) {
             wait_for_looks(self->looks);
             send_all(fd, self->second);
         }
-        while (recv(fd, request, sizeof request, 0) > 0) { /* until the client is gone */
+        while (read(fd, request, sizeof request) > 0) { /* until the client is gone */
         }
     }
     close(fd);
@@ -244,6 +255,7 @@ TEST(options_that_cannot_be_are_refused_when_it_is_made) {
         ota_status status;
     } cases[] = {
         {{.url = NULL}, OTA_ERR_ARGUMENT},
+        {{.url = "https://h/?secret", .ca_pem = "x"}, OTA_ERR_HTTP_TLS_FILE},
         {{.url = "https://h/", .client_key_file = "k"}, OTA_ERR_ARGUMENT},
         {{.url = "http://h/?secret"}, OTA_ERR_HTTP_INSECURE},
         {{.url = "ftp://h/?secret", .allow_http = true}, OTA_ERR_HTTP_URL},
@@ -261,12 +273,37 @@ TEST(options_that_cannot_be_are_refused_when_it_is_made) {
     }
 }
 
+TEST(no_more_is_taken_at_once_than_the_receive_buffer_holds) {
+    static const struct {
+        uint32_t option;
+        size_t most;
+    } cases[] = {{1024, 1024}, {1, 1024}, {5000, 5000}, {0, 256 * 1024}};
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        server peer = {.first = HEAD "0123456789"};
+        ota_source_info info;
+        ota_error error = {0};
+        ota_source *source = NULL;
+        uint8_t buf[65536];
+        size_t len = 0;
+        server_start(&peer);
+        most_received = 0;
+        ota_http_options options = {
+            .url = peer.url, .allow_http = true, .proxy = "", .receive_buffer = cases[i].option};
+        CHECK_EQ(ota_source_http_new(&options, &source, &error), OTA_OK);
+        CHECK_EQ(source->ops->open(source, 0, &info, &error), OTA_OK);
+        CHECK_EQ(source->ops->read(source, buf, sizeof buf, &len, &error), OTA_OK);
+        CHECK_EQ(len, 10);
+        CHECK_EQ(most_received, cases[i].most);
+        server_stop(&peer, &source);
+    }
+}
+
 TEST(nothing_is_read_from_a_closed_source) {
     ota_source *source = NULL;
     ota_error error = {0};
     uint8_t byte;
     size_t len = 5;
-    const ota_http_options options = {.url = "https://user:secret@localhost/", .ca_pem = "x", .connect_to = "a:1:b:2"};
+    const ota_http_options options = {.url = "https://user:secret@localhost/", .connect_to = "a:1:b:2"};
     CHECK_EQ(ota_source_http_new(&options, &source, &error), OTA_OK);
     CHECK_EQ(source->ops->read(source, &byte, 1, &len, &error), OTA_ERR_STATE);
     CHECK_EQ(len, 0);
@@ -281,6 +318,7 @@ int main(void) {
     RUN(a_limited_reader_gets_what_the_clock_allows);
     RUN(cancel_from_another_thread_ends_a_wait);
     RUN(options_that_cannot_be_are_refused_when_it_is_made);
+    RUN(no_more_is_taken_at_once_than_the_receive_buffer_holds);
     RUN(nothing_is_read_from_a_closed_source);
     return DONE();
 }

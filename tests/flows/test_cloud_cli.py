@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import queue
 import signal
@@ -23,7 +24,8 @@ from rmaker_ota.cloud.broker import Broker
 from rmaker_ota.cloud.client import AdminClient
 from rmaker_ota.cloud.config import load_config
 from rmaker_ota.errors import StateError
-from tests.python.cloud_parts import esp_image, free_port
+from rmaker_ota.esp_build import build_image
+from tests.python.cloud_parts import free_port
 from tests.sim.mosquitto import find_mosquitto
 
 pytestmark = pytest.mark.skipif(find_mosquitto() is None, reason="mosquitto is not installed")
@@ -120,7 +122,7 @@ def serving(installation: Installation) -> Iterator[Serving]:
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
     path = tmp_path / "app.bin"
-    path.write_bytes(esp_image(version="2.0.0"))
+    path.write_bytes(build_image(version="2.0.0"))
     return path
 
 
@@ -230,6 +232,37 @@ def test_a_report_waits_for_the_service_in_a_broker_that_crashed(
             wait_for(installation, job, ("N1", "success"))
         finally:
             again.kill()
+
+
+def test_only_an_image_becomes_a_job_unless_it_is_said_to_be_raw(
+    installation: Installation, serving: Serving, image: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = ("--node", "N1", "--on-fetch", "--json", "--config", installation.config)
+    whole = image.read_bytes()
+    damaged = bytearray(whole)
+    damaged[len(damaged) // 2] ^= 1
+    packed = gzip.compress(whole)
+    bad = {
+        "text.bin": b"no image" * 1000,
+        "short.bin": whole[:100],
+        "cut.bin": whole[: len(whole) // 2],
+        "damaged.bin": bytes(damaged),
+        "packed.bin.gz": gzip.compress(b"no image" * 1000),
+        "cut.bin.gz": packed[: len(packed) // 2],
+    }
+    for name, content in bad.items():
+        path = image.with_name(name)
+        path.write_bytes(content)
+        capsys.readouterr()
+        assert run("job", "create", path, *config) == 2, name
+        said = capsys.readouterr().err
+        assert f"{path} is no ESP app image: " in said
+        assert "--raw" in said
+    assert AdminClient(load_config(installation.config)).images() == []
+    image.with_name("good.bin.gz").write_bytes(packed)
+    for words in (["good.bin.gz"], ["text.bin", "--raw"]):
+        assert run("job", "create", image.with_name(words[0]), *words[1:], *config) == 0
+        assert output(capsys)["image"]["name"] == words[0]
 
 
 @pytest.mark.parametrize(("how", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])

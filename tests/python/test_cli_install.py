@@ -177,6 +177,18 @@ def test_wrong_usage_is_exit_code_2_and_touches_nothing(
     assert [path.name for path in tmp_path.iterdir()] == [image.name]
 
 
+@pytest.mark.parametrize("options", [["--ca", "note.txt"], ["--cert", "note.txt", "--key", "note.txt"]])
+def test_a_certificate_file_that_is_none_is_wrong_usage_before_anything_is_connected(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("note.txt").write_text("no certificate")
+    result = install("https://nowhere.invalid/image.bin", "file:slot", *options)
+    assert result.exit_code == 2
+    assert "note.txt: no PEM certificate found" in result.stderr
+    assert not Path("slot").exists()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_it_with_130(tmp_path: Path, slot: Path, number: signal.Signals) -> None:
     """A source that never says more: standard input is a pipe that stays open."""

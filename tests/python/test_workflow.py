@@ -58,10 +58,14 @@ from rmaker_ota.rainmaker.workflow import (
 from rmaker_ota.targets.base import BootState
 from tests.python.workflow_driver import (
     BOOT,
+    IMAGE_SIZE,
+    MD5,
     NODE,
     PENDING,
     URL_TOPIC,
+    VERSIONS,
     Driver,
+    chip,
     data_of,
     events,
     fetches,
@@ -69,11 +73,10 @@ from tests.python.workflow_driver import (
     reports,
 )
 
-NEW = ImageDescription("gw", "2.0.0")
+NEW = ImageDescription("gw", VERSIONS["ota_1"])
 SUCCESS = ("success", "OTA Upgrade finished and verified successfully")
 ROLLED_BACK = ("rejected", "Firmware rolled back")
 FLAG: dict[str, bytes | str | int] = {"ota_update": b"\x01", "rmaker_ota_id": b"J1"}
-MD5 = "d41d8cd98f00b204e9800998ecf8427e"
 
 
 def failed(driver: Driver, stage: Stage = Stage.TRANSFER, **fields: int | bool) -> None:
@@ -83,8 +86,8 @@ def failed(driver: Driver, stage: Stage = Stage.TRANSFER, **fields: int | bool) 
 def install(driver: Driver) -> None:
     attempt = driver.attempt.attempt
     driver.feed(AttemptHeader(attempt, NEW, 0, "ota_1"))
-    driver.feed(AttemptReceived(attempt, 100_000))
-    driver.feed(AttemptFinished(attempt, "ota_1", "2.0.0"))
+    driver.feed(AttemptReceived(attempt, IMAGE_SIZE))
+    driver.feed(AttemptFinished(attempt, "ota_1", VERSIONS["ota_1"]))
 
 
 # ---- Options --------------------------------------------------------------------------------------------------
@@ -534,7 +537,7 @@ def test_the_certificate_to_trust() -> None:
 # ---- Positions that are kept ----------------------------------------------------------------------------------
 
 
-def interrupted(size: int = 100_000, md5: str = MD5) -> Driver:
+def interrupted(size: int = IMAGE_SIZE, md5: str = MD5) -> Driver:
     """A download cut after 40960 bytes."""
     driver = Driver()
     driver.start()
@@ -565,7 +568,7 @@ def test_a_position_of_another_file_is_not_used(change: dict[str, str | int | No
 
 
 def test_a_position_in_another_slot_is_not_used() -> None:
-    again = Driver(stored=interrupted().stored, boot=BootFacts("ota_1", BootState.VALID, "ota_0", "gw", "1.0.0"))
+    again = Driver(stored=interrupted().stored, boot=chip("ota_1", BootState.VALID, "1.0.0"))
     again.start()
     again.job(file_md5=MD5)
     assert again.attempt.resume is None
@@ -866,10 +869,10 @@ def test_confirming_inside_the_first_diagnostics_works() -> None:
 def test_an_image_that_needs_no_confirmation_is_told_from_a_rollback() -> None:
     target = json.dumps({"slot": "ota_1", "version": "2.0.0"})
     for boot, expected in (
-        (BootFacts("ota_1", BootState.NEW, "ota_0", "gw", "2.0.0"), SUCCESS),
-        (BootFacts("ota_1", BootState.VALID, "ota_0", "gw", "2.0.0"), SUCCESS),
-        (BootFacts("ota_1", BootState.VALID, "ota_0", "gw", "2.0.1"), ROLLED_BACK),
-        (BootFacts("ota_0", BootState.VALID, "ota_1", "gw", "1.0.0"), ROLLED_BACK),
+        (chip("ota_1", BootState.NEW), SUCCESS),
+        (chip("ota_1", BootState.VALID), SUCCESS),
+        (chip("ota_1", BootState.VALID, "2.0.1"), ROLLED_BACK),
+        (BOOT, ROLLED_BACK),
         (BootFacts("factory", None, "ota_0", "gw", "0.9"), ROLLED_BACK),
     ):
         driver = Driver(boot=boot, stored={**FLAG, "ota_target": target})

@@ -21,7 +21,6 @@ from rmaker_ota.rainmaker.workflow import (
     AttemptHeader,
     AttemptProgress,
     AttemptReceived,
-    BootFacts,
     CallbackReturned,
     CallDefaultCallback,
     CallDiagnostics,
@@ -50,10 +49,9 @@ from rmaker_ota.rainmaker.workflow import (
     TimerKind,
 )
 from rmaker_ota.targets.base import BootState
-from tests.python.workflow_driver import URL_TOPIC, Driver
+from tests.python.workflow_driver import IMAGE_SIZE, MD5, URL_TOPIC, VERSIONS, Driver, chip
 
 JOBS = ("J1", "J2", "J3")
-MD5 = "d41d8cd98f00b204e9800998ecf8427e"
 FINAL = ("success", "rejected", "failed")
 TOPICS = {
     "$aws/rules/esp_node_otafetch/node/N1/otafetch": ["node_id", "fw_version"],
@@ -95,11 +93,9 @@ class Node(RuleBasedStateMachine):
         self.boot(state)
 
     def boot(self, state: BootState | None) -> None:
-        slots = {"ota_0": ("ota_1", "1.0.0"), "ota_1": ("ota_0", "2.0.0")}
-        other, version = slots[self.running]
         self.driver = Driver(
             self.options,
-            BootFacts(self.running, state, other, "gw", version),
+            chip(self.running, state),
             stored=self.driver.stored,
             monotonic=self.driver.monotonic,
             check=self.check,
@@ -227,14 +223,14 @@ class Node(RuleBasedStateMachine):
         self.driver.feed(PubAck(number))
 
     @precondition(lambda self: self.alive() and self.attempt_state == "begun")
-    @rule(version=st.sampled_from(["2.0.0", "1.0.0", "3.0.0"]), project=st.sampled_from(["gw", "gw", "other"]))
+    @rule(version=st.sampled_from([*VERSIONS.values(), "3.0.0"]), project=st.sampled_from(["gw", "gw", "other"]))
     def header(self, version: str, project: str) -> None:
         assert self.attempt is not None
         offset = 0 if self.attempt.resume is None else self.attempt.resume.offset
         self.driver.feed(AttemptHeader(self.attempt.attempt, ImageDescription(project, version), offset))
 
     @precondition(lambda self: self.alive() and self.attempt_state == "accepted")
-    @rule(done=st.integers(0, 100_000))
+    @rule(done=st.integers(0, IMAGE_SIZE))
     def progress(self, done: int) -> None:
         assert self.attempt is not None
         self.driver.feed(AttemptProgress(self.attempt.attempt, done))
@@ -246,7 +242,7 @@ class Node(RuleBasedStateMachine):
     def received(self) -> None:
         assert self.attempt is not None
         self.attempt_state = "received"
-        self.driver.feed(AttemptReceived(self.attempt.attempt, 100_000))
+        self.driver.feed(AttemptReceived(self.attempt.attempt, IMAGE_SIZE))
         assert self.driver.stored is not None
         assert "ota_written" not in self.driver.stored
 
@@ -256,7 +252,7 @@ class Node(RuleBasedStateMachine):
         assert self.attempt is not None
         attempt, self.attempt, self.attempt_state = self.attempt, None, ""
         self.new_image = True
-        self.driver.feed(AttemptFinished(attempt.attempt, None, "2.0.0" if self.running == "ota_0" else "1.0.0"))
+        self.driver.feed(AttemptFinished(attempt.attempt, None, VERSIONS[self.driver.boot.next_slot or ""]))
 
     @precondition(lambda self: self.alive() and self.attempt is not None)
     @rule(stage=st.sampled_from(list(Stage)), answered=st.booleans())

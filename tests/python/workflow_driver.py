@@ -46,10 +46,21 @@ from rmaker_ota.rainmaker.workflow import (
 from rmaker_ota.targets.base import BootState
 
 NODE = NodeInfo("N1", "1.0.0")
-BOOT = BootFacts("ota_0", BootState.VALID, "ota_1", "gw", "1.0.0")
-PENDING = BootFacts("ota_1", BootState.PENDING_VERIFY, "ota_0", "gw", "2.0.0")
 URL_TOPIC = "node/N1/otaurl"
+MD5 = "d41d8cd98f00b204e9800998ecf8427e"
+IMAGE_SIZE = 100_000
+VERSIONS = {"ota_0": "1.0.0", "ota_1": "2.0.0"}  # of the chip's two slots
 T = TypeVar("T")
+
+
+def chip(running: str, state: BootState | None, version: str | None = None) -> BootFacts:
+    """A chip with two slots, one of which runs; ``version`` None: what that slot has in `VERSIONS`."""
+    (other,) = VERSIONS.keys() - {running}
+    return BootFacts(running, state, other, "gw", version or VERSIONS[running])
+
+
+BOOT = chip("ota_0", BootState.VALID)
+PENDING = chip("ota_1", BootState.PENDING_VERIFY)
 
 
 @dataclass
@@ -149,7 +160,7 @@ class Driver:
         return returned[0] if returned else None
 
     def job(self, job_id: str = "J1", **fields: Any) -> list[Action]:
-        message = {"ota_job_id": job_id, "url": "https://x/fw.bin", "file_size": 100_000, **fields}
+        message = {"ota_job_id": job_id, "url": "https://x/fw.bin", "file_size": IMAGE_SIZE, **fields}
         return self.feed(MessageReceived(URL_TOPIC, json.dumps(message).encode()))
 
     def fire(self, kind: TimerKind) -> list[Action]:

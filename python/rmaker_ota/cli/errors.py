@@ -46,7 +46,7 @@ def exit_code(exc: BaseException) -> ExitCode:
             return ExitCode.INTERRUPTED
         case RejectedError():
             return ExitCode.REJECTED
-        case OtaError(status="ERR_ARGUMENT" | "ERR_HTTP_URL"):
+        case OtaError(status="ERR_ARGUMENT" | "ERR_HTTP_URL" | "ERR_HTTP_TLS_FILE"):
             return ExitCode.USAGE
     return ExitCode.FAILED
 

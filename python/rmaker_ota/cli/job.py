@@ -13,6 +13,7 @@ import click
 from rmaker_ota.cli.errors import ExitCode
 from rmaker_ota.cli.output import Progress, is_terminal, json_option, mib, print_json, say
 from rmaker_ota.cli.serve import config_option
+from rmaker_ota.errors import UnsupportedError, VerifyError
 
 if TYPE_CHECKING:
     from rmaker_ota.cloud.client import AdminClient
@@ -32,6 +33,7 @@ def command() -> None:
     "--force/--on-fetch", default=True, show_default=True, help="Push at once, or wait until the node asks for updates."
 )
 @click.option("--version", help="Version to announce (default: the one in the image).")
+@click.option("--raw", is_flag=True, help="Take a file that is no ESP app image: for raw slots.")
 @click.option("--metadata", metavar="JSON", help="Object handed to the nodes, e.g. a download window.")
 @click.option("--wait", is_flag=True, help="Show what happens until every node has finished.")
 @json_option
@@ -41,6 +43,7 @@ def create(
     nodes: tuple[str, ...],
     force: bool,
     version: str | None,
+    raw: bool,
     metadata: str | None,
     wait: bool,
     as_json: bool,
@@ -48,10 +51,13 @@ def create(
 ) -> int:
     """Create a job that brings IMAGE to nodes.
 
+    IMAGE is checked as a node would, so that no node is sent a file it can only refuse; --raw leaves that out.
     With --wait the exit code says how it ended: 0 success everywhere, 3 rejected by a node, 1 otherwise.
     """
     details = _metadata(metadata)
     client = _client(config_path)
+    if not raw:
+        _check_image(image)
     with Progress(f"importing {image.name}", quiet=as_json) as progress:
         kept = client.upload(image, on_progress=progress.update if image.stat().st_size > 8 << 20 else None)
     job = client.create_job(
@@ -146,6 +152,17 @@ def _client(config_path: Path) -> AdminClient:
     from rmaker_ota.cloud.config import load_config
 
     return AdminClient(load_config(config_path))
+
+
+def _check_image(path: Path) -> None:
+    from rmaker_ota.cloud.images import check_image
+
+    try:
+        check_image(path)
+    except (VerifyError, UnsupportedError) as error:
+        raise click.BadParameter(
+            f"{path} is no ESP app image: {error}; --raw takes it as it is", param_hint="IMAGE"
+        ) from error
 
 
 def _metadata(text: str | None) -> dict[str, Any] | None:

@@ -39,6 +39,33 @@ def describe_head(head: bytes) -> AppDescription | None:
         return None
 
 
+def check_image(path: Path) -> AppDescription:
+    """Looks whether a file, packed or not, is an app image a node would install: structure, checksum, appended hash.
+
+    The engine does with it what a node does, into a scratch file.
+
+    Raises:
+        OtaError: it is none; the message says why.
+    """
+    from rmaker_ota.install import ImageHeader, Installer, InstallOptions
+    from rmaker_ota.targets.file import FileTarget
+
+    class AppSlot(FileTarget):
+        def verify_image_rules(self) -> dict[str, int]:
+            return {"bytes_after_allowed": True}
+
+    found: list[AppDescription] = []
+
+    def gate(header: ImageHeader) -> None:
+        assert header.description is not None
+        found.append(header.description)
+
+    with tempfile.TemporaryDirectory(prefix="rmaker-ota-") as scratch:
+        options = InstallOptions(compute_sha256=False, require_description=True)
+        Installer(path, AppSlot(Path(scratch) / "slot"), options=options, header_gate=gate).run()
+    return found[0]
+
+
 class ImageStore:
     """The directory of image files; created when missing.
 

@@ -319,6 +319,7 @@ def make_installation(
             stall_timeout_s=options.http_stall_timeout_s,
             deadline_s=options.http_deadline_s,
             max_bytes_per_s=options.http_max_bytes_per_s,
+            receive_buffer=options.http_rx_buffer_size or 0,
         ),
         header_gate=callbacks.header_gate,
         on_phase=callbacks.on_phase,

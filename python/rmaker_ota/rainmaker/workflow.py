@@ -100,7 +100,7 @@ class OtaOptions:
     ota_max_retries: int = 3
     ota_retry_delay_minutes: int = 5
     http_ota_resumption: bool = True
-    http_rx_buffer_size: int = 1024
+    http_rx_buffer_size: int | None = None  # bytes; None: what serves best; the firmware has 1024
     ota_transport: str = "https"
     use_cert_bundle: bool = True
     rollback_enable: bool = True
@@ -115,7 +115,7 @@ class OtaOptions:
     def __post_init__(self) -> None:
         for name, (low, high) in OPTION_RANGES.items():
             value = getattr(self, name)
-            if not low <= value <= high:
+            if value is not None and not low <= value <= high:
                 raise ValueError(f"{name} is {value}, expected {low} to {high}")
         if self.ota_transport not in ("https", "mqtt"):
             raise ValueError(f'ota_transport is "{self.ota_transport}", expected "https" or "mqtt"')

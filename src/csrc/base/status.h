@@ -46,6 +46,7 @@
     X(ERR_HTTP_URL, -31, 0x102, "the URL cannot be used")                                                              \
     X(ERR_HTTP_CONNECT_TIMEOUT, -32, 0x7002, "the server did not accept the connection in time")                       \
     X(ERR_HTTP_NO_RESPONSE, -33, 0x7004, "the server closed the connection without an answer")                         \
+    X(ERR_HTTP_TLS_FILE, -34, 0x7002, "a certificate, key or authorities file cannot be used")                         \
     X(ERR_INCOMPLETE, -40, -1, "the input ended before it was complete")                                               \
     X(ERR_SIZE, -41, 0x1503, "the size differs from the announced one")                                                \
     X(ERR_SHA256, -42, 0x1503, "the SHA-256 digest differs from the expected one")                                     \

@@ -51,6 +51,7 @@ void ota_source_free(ota_source **source);
  *   an errno                     of ERR_HTTP_CONNECT, ERR_HTTP_CLOSED, ERR_HTTP_NO_RESPONSE (0: not known); of ERR_HTTP_CONNECT
  *                                an HTTP status, 300 or more, when a proxy refused
  *   OpenSSL's verdict (X509_V_*) of ERR_HTTP_TLS, 0 when it was not the certificate
+ *   an errno, or 0               of ERR_HTTP_TLS_FILE, which making the source returns too
  *   the HTTP status              of ERR_HTTP_STATUS, _REDIRECT, _DOWNGRADE, _NOT_MODIFIED, _PROTOCOL, _RANGE */
 typedef struct ota_http_options {
     const char *url;              /* https://..., or http://... with allow_http */
@@ -69,6 +70,7 @@ typedef struct ota_http_options {
     uint64_t deadline_ms;         /* for everything from open on; 0: none */
     uint64_t max_bytes_per_s;     /* 0: no limit */
     uint32_t max_redirects;       /* 0: 10 */
+    uint32_t receive_buffer;      /* bytes taken from the connection at once, 1024 at least; 0: 256 KiB */
 } ota_http_options;
 
 ota_status ota_source_http_new(const ota_http_options *options, ota_source **out, ota_error *error);

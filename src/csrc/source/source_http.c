@@ -24,6 +24,7 @@
 #include "source/http_fields.h"
 #include "source/rate.h"
 #include "source/source_common.h"
+#include "source/tls_files.h"
 
 #include <ctype.h>
 #include <curl/curl.h>
@@ -57,7 +58,7 @@ enum {
     KEEP_ALIVE_IDLE_S = 5, /* the ESP client's: 5 s, 5 s, 3 probes */
     KEEP_ALIVE_INTERVAL_S = 5,
     KEEP_ALIVE_PROBES = 3,
-    BUFFER_SIZE = 256 * 1024,     /* of curl's receive buffer; only plain http gets more than a TLS record at once */
+    RECEIVE_BUFFER = 256 * 1024,  /* of curl; only plain http gets more than a TLS record at once */
     MAX_HEADER_BYTES = 64 * 1024, /* of one answer */
     MAX_LOCATION = 16 * 1024,
     MAX_DRAINED = 16 * 1024, /* bytes of an unwanted body that are read to keep the connection */
@@ -105,6 +106,7 @@ typedef struct http_source {
     struct curl_slist *connect_to;
     bool allow_http, skip_common_name_check;
     long connect_timeout_ms;
+    long receive_buffer;
     uint64_t stall_timeout_ms, deadline_ms, max_bytes_per_s;
     uint32_t max_redirects;
 
@@ -217,11 +219,9 @@ static ota_status fail_curl(http_source *self, ota_error *error) {
     case CURLE_SSL_CONNECT_ERROR:
     case CURLE_SSL_ENGINE_NOTFOUND:
     case CURLE_SSL_ENGINE_SETFAILED:
-    case CURLE_SSL_CERTPROBLEM:
     case CURLE_SSL_CIPHER:
     case CURLE_PEER_FAILED_VERIFICATION:
     case CURLE_SSL_ENGINE_INITFAILED:
-    case CURLE_SSL_CACERT_BADFILE:
     case CURLE_SSL_SHUTDOWN_FAILED:
     case CURLE_SSL_CRL_BADFILE:
     case CURLE_SSL_ISSUER_ERROR:
@@ -229,6 +229,9 @@ static ota_status fail_curl(http_source *self, ota_error *error) {
     case CURLE_SSL_INVALIDCERTSTATUS:
     case CURLE_SSL_CLIENTCERT:
         return fail_tls(self, error);
+    case CURLE_SSL_CERTPROBLEM: /* they were there when the source was made */
+    case CURLE_SSL_CACERT_BADFILE:
+        return fail(self, error, OTA_ERR_HTTP_TLS_FILE, 0, "%s", reason);
     case CURLE_GOT_NOTHING:
         return fail(self, error, OTA_ERR_HTTP_NO_RESPONSE, 0, "the server closed the connection without an answer");
     case CURLE_SEND_ERROR:
@@ -303,9 +306,11 @@ static CURLcode on_tls(CURL *easy, void *context, void *user) {
         return CURLE_OUT_OF_MEMORY;
     }
     SSL_CTX_set_info_callback(context, on_tls_event);
-    if (may_read_ahead(user)) {
+    const http_source *self = user;
+    if (may_read_ahead(self)) {
         SSL_CTX_set_read_ahead(context, 1);
-        SSL_CTX_set_default_read_buffer_len(context, READ_AHEAD);
+        SSL_CTX_set_default_read_buffer_len(context, self->receive_buffer < READ_AHEAD ? (size_t)self->receive_buffer
+                                                                                       : (size_t)READ_AHEAD);
     }
     return CURLE_OK;
 }
@@ -1014,7 +1019,7 @@ static ota_status set_up(http_source *self) {
     SET(CURLOPT_HTTPAUTH, CURLAUTH_BASIC);
     SET(CURLOPT_SUPPRESS_CONNECT_HEADERS, 1L);
     SET(CURLOPT_CONNECTTIMEOUT_MS, self->connect_timeout_ms);
-    SET(CURLOPT_BUFFERSIZE, (long)BUFFER_SIZE);
+    SET(CURLOPT_BUFFERSIZE, self->receive_buffer);
     SET(CURLOPT_HEADERFUNCTION, on_header);
     SET(CURLOPT_HEADERDATA, self);
     SET(CURLOPT_WRITEFUNCTION, on_body);
@@ -1058,6 +1063,11 @@ ota_status ota_source_http_new(const ota_http_options *options, ota_source **out
     if (!global_ready) {
         return ota_error_set(error, OTA_ERR_UNSUPPORTED, OTA_STAGE_SOURCE, 0, 0, "this libcurl does not use OpenSSL");
     }
+    ota_status status = ota_tls_files_check(options->ca_file, options->ca_pem, options->client_cert_file,
+                                            options->client_key_file, error);
+    if (status != OTA_OK) {
+        return status;
+    }
     http_source *self = calloc(1, sizeof *self);
     if (self == NULL) {
         return ota_error_set_errno(error, OTA_STAGE_SOURCE, 0, ENOMEM, "making an HTTP source");
@@ -1076,6 +1086,7 @@ ota_status ota_source_http_new(const ota_http_options *options, ota_source **out
     self->connect_timeout_ms =
         options->connect_timeout_ms != 0 ? (long)options->connect_timeout_ms : CONNECT_TIMEOUT_MS;
     self->stall_timeout_ms = options->stall_timeout_ms != 0 ? options->stall_timeout_ms : STALL_TIMEOUT_MS;
+    self->receive_buffer = options->receive_buffer != 0 ? (long)options->receive_buffer : RECEIVE_BUFFER;
     self->deadline_ms = options->deadline_ms;
     self->max_bytes_per_s = options->max_bytes_per_s;
     self->max_redirects = options->max_redirects != 0 ? options->max_redirects : MAX_REDIRECTS;
@@ -1083,7 +1094,7 @@ ota_status ota_source_http_new(const ota_http_options *options, ota_source **out
         ota_http_parse_entity_tag(options->entity_tag, strlen(options->entity_tag), self->entity_tag,
                                   sizeof self->entity_tag);
     }
-    ota_status status = take_url(self, options->url, error);
+    status = take_url(self, options->url, error);
     if (status == OTA_OK) {
         bool ok = copy_string(&self->ca_file, options->ca_file) && copy_string(&self->ca_pem, options->ca_pem) &&
                   copy_string(&self->client_cert_file, options->client_cert_file) &&
