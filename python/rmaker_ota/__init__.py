@@ -84,6 +84,7 @@ if TYPE_CHECKING:
         esp_rmaker_ota_https_cb,
         esp_rmaker_ota_mark_invalid,
         esp_rmaker_ota_mark_valid,
+        esp_rmaker_ota_mqtt_cb,
         esp_rmaker_ota_report_status,
         esp_rmaker_ota_type_t,
         ota_status_t,
@@ -228,6 +229,7 @@ __all__ = [
     "esp_rmaker_ota_https_cb",
     "esp_rmaker_ota_mark_invalid",
     "esp_rmaker_ota_mark_valid",
+    "esp_rmaker_ota_mqtt_cb",
     "esp_rmaker_ota_report_status",
     "esp_rmaker_ota_type_t",
     "install",
@@ -261,8 +263,8 @@ _NAMES = {
         esp_rmaker_ota_diag_priv_t esp_rmaker_ota_diag_state_t esp_rmaker_ota_diag_status_t
         esp_rmaker_ota_enable esp_rmaker_ota_enable_default esp_rmaker_ota_event_t esp_rmaker_ota_fetch
         esp_rmaker_ota_fetch_with_delay esp_rmaker_ota_handle_t esp_rmaker_ota_https_cb
-        esp_rmaker_ota_mark_invalid esp_rmaker_ota_mark_valid esp_rmaker_ota_report_status esp_rmaker_ota_type_t
-        ota_status_t
+        esp_rmaker_ota_mark_invalid esp_rmaker_ota_mark_valid esp_rmaker_ota_mqtt_cb
+        esp_rmaker_ota_report_status esp_rmaker_ota_type_t ota_status_t
     """,
     "rmaker_ota.install": """
         HttpOptions ImageHeader ImagePolicy InstallOptions InstallResult Installer Phase Progress ResumePoint

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from rmaker_ota.credentials import Credentials
 
 PUBLIC_MQTT_HOST = "mqtt.rainmaker.espressif.com"
+MAX_STREAM_REQUEST = 131_072  # bytes asked for at once, as `rmaker_ota.rainmaker.streams` has it
 ALPN = "x-amzn-mqtt-ca"  # what AWS IoT wants on port 443
 MAX_CREDENTIAL_BYTES = 1 << 20
 
@@ -128,6 +129,8 @@ class OtaSection(OtaOptions):
     mqtt_ota_blocks_per_request: int = _in_range(16, 1, 512)
     mqtt_ota_max_retries: int = _in_range(3, 1, 255)
     mqtt_ota_block_wait_s: int = _in_range(10, 5, 300)
+    mqtt_ota_window: int = _in_range(1, 1, 16)  # requests on their way at once; the firmware waits for each
+    mqtt_ota_flavour: str = _one_of("cbor", "cbor", "json")
     # Publish budget: messages, and seconds.
     mqtt_budgeting: bool = True
     mqtt_default_budget: int = _in_range(100, 64, 2048)
@@ -523,8 +526,13 @@ def _check(reader: _Reader, config: NodeConfig) -> None:
     # What is not built yet is said here, with the key, and not later by a node that takes no job.
     if ota.type != "topics" and ota.ota_transport == "mqtt":
         reader.fail("[ota] type", ota.type, '"topics": the params workflow has no stream to take an image from by MQTT')
-    if ota.ota_transport != "https":
-        reader.fail("[ota] transport", ota.ota_transport, '"https": images over MQTT are not built in')
+    if ota.mqtt_ota_block_size * ota.mqtt_ota_blocks_per_request > MAX_STREAM_REQUEST:
+        most = MAX_STREAM_REQUEST // ota.mqtt_ota_block_size
+        reader.fail(
+            "[ota] mqtt_ota_blocks_per_request",
+            ota.mqtt_ota_blocks_per_request,
+            f"at most {most} blocks of {ota.mqtt_ota_block_size} bytes",
+        )
     if not config.target.uri:
         reader.fail("[target] uri", None, 'a target such as "esp32-image:flash.bin"', found="missing")
     if config.restart.mode == "command" and not config.restart.command:

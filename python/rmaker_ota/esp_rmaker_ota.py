@@ -113,23 +113,33 @@ def esp_rmaker_ota_report_status(
     )
 
 
+def _default_cb(what: str, ota_handle: OtaHandle | None, ota_data: OtaData, transport: str | None) -> EspErr:
+    node = ota_handle._node if ota_handle is not None else None  # the callback's own node, whichever is the default
+    if node is not None:
+        return _with_node(what, lambda _: node.default_callback(ota_handle, ota_data, transport))
+    return _with_node(what, lambda node: node.default_callback(None, ota_data, transport))
+
+
 def esp_rmaker_ota_default_cb(ota_handle: OtaHandle | None, ota_data: OtaData) -> EspErr:
-    """The built-in handler of a job, to be called inside a callback. Returns when the job is over.
+    """The built-in handler of a job, to be called inside a callback; over what ``ota_transport`` says. Returns when the
+    job is over.
 
     Returns:
         OK: installed, and the restart is arranged; FAIL: failed, rejected or delayed, and reported.
     """
-    node = ota_handle._node if ota_handle is not None else None  # the callback's own node, whichever is the default
-    if node is not None:
-        return _with_node("esp_rmaker_ota_default_cb", lambda _: node.default_callback(ota_handle, ota_data))
-    return _with_node("esp_rmaker_ota_default_cb", lambda node: node.default_callback(None, ota_data))
+    return _default_cb("esp_rmaker_ota_default_cb", ota_handle, ota_data, None)
 
 
 def esp_rmaker_ota_https_cb(ota_handle: OtaHandle | None, ota_data: OtaData) -> EspErr:
     """`esp_rmaker_ota_default_cb` over HTTPS. FAIL without a word when the job has no URL."""
     if ota_data.url is None:
         return EspErr.FAIL
-    return esp_rmaker_ota_default_cb(ota_handle, ota_data)
+    return _default_cb("esp_rmaker_ota_https_cb", ota_handle, ota_data, "https")
+
+
+def esp_rmaker_ota_mqtt_cb(ota_handle: OtaHandle | None, ota_data: OtaData) -> EspErr:
+    """`esp_rmaker_ota_default_cb` over MQTT. A job without stream id or size is reported as failed (Q6)."""
+    return _default_cb("esp_rmaker_ota_mqtt_cb", ota_handle, ota_data, "mqtt")
 
 
 def esp_rmaker_ota_fetch() -> EspErr:

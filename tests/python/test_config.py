@@ -114,18 +114,20 @@ def test_a_minimal_file_is_complete(directory: Path) -> None:
 def test_every_option_of_the_reference_can_be_set(directory: Path) -> None:
     lines = []
     for name, default in REFERENCE.items():
-        if name == "ota_transport":
-            continue  # the other one is not built in
-        value = {"timezone": "UTC", "http_rx_buffer_size": 1024, "mqtt_port": 8883, "mqtt_product_sku": "EX06"}.get(
-            name
-        )
+        value = {
+            "ota_transport": "mqtt",
+            "timezone": "UTC",
+            "http_rx_buffer_size": 1024,
+            "mqtt_port": 8883,
+            "mqtt_product_sku": "EX06",
+        }.get(name)
         if value is None:
             value = not default if isinstance(default, bool) else default + 1 if isinstance(default, int) else "x"
         shown = str(value).lower() if isinstance(value, bool) else f'"{value}"' if isinstance(value, str) else value
         lines.append(f"{name} = {shown}")
     config = load(directory, MINIMAL + "[ota]\n" + "\n".join(lines))
     for name, default in REFERENCE.items():
-        assert (getattr(config.ota, name) == default) is (name == "ota_transport")
+        assert getattr(config.ota, name) != default
 
 
 def test_both_names_of_the_connection_mean_the_same(directory: Path) -> None:
@@ -210,9 +212,9 @@ WRONG: dict[str, tuple[str, str]] = {
     "choice": (MINIMAL + '[ota]\ntype = "queues"\n', r'type = "queues": expected one of "topics", "params", "both"'),
     "choice of numbers": (MINIMAL + "[ota]\nmqtt_port = 1883\n", r"mqtt_port = 1883: expected one of 443, 8883"),
     "transport": (MINIMAL + '[ota]\ntransport = "ftp"\n', r'transport = "ftp": expected one of "https", "mqtt"'),
-    "transport to come": (
-        MINIMAL + '[ota]\ntransport = "mqtt"\n',
-        r'transport = "mqtt": expected "https": images',
+    "too much at once": (
+        MINIMAL + "[ota]\nmqtt_ota_block_size = 16384\n",
+        r"mqtt_ota_blocks_per_request = 16: expected at most 8 blocks of 16384 bytes",
     ),
     "params workflow, image over MQTT": (
         MINIMAL + '[ota]\ntype = "params"\ntransport = "mqtt"\n',

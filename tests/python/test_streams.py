@@ -108,6 +108,9 @@ class Bench:
     def begin(self, offset: int = 0) -> Bench:
         self.start = offset if 0 < offset < len(self.file) else 0
         self.feed(Begin(offset))
+        if self.start > 0:
+            assert self.requests == []  # not before the image on the slot was looked at
+            self.feed(Accepted())
         return self
 
     def to_body(self) -> Bench:

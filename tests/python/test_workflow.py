@@ -52,7 +52,6 @@ from rmaker_ota.rainmaker.workflow import (
     Subscribe,
     TimerFired,
     TimerKind,
-    Workflow,
     minutes_to_window,
 )
 from rmaker_ota.targets.base import BootState
@@ -106,8 +105,6 @@ def test_numbers_outside_their_range_name_option_value_and_range(name: str) -> N
 def test_a_transport_that_is_not_there_is_refused() -> None:
     with pytest.raises(ValueError, match='"pigeon", expected "https" or "mqtt"'):
         OtaOptions(ota_transport="pigeon")
-    with pytest.raises(ValueError, match='"mqtt", and only "https"'):
-        Workflow(OtaOptions(ota_transport="mqtt"), NODE, BOOT, {})
 
 
 # ---- Enable and start -----------------------------------------------------------------------------------------

@@ -138,10 +138,7 @@ class Bodies:
         return api.esp_rmaker_ota_https_cb(self._handle(handle), self._data(data))
 
     def esp_rmaker_ota_mqtt_cb(self, handle: Any, data: Any) -> int:
-        mqtt_cb: Callable[..., int] | None = getattr(api, "esp_rmaker_ota_mqtt_cb", None)
-        if mqtt_cb is None:
-            _refuse(EspErr.NOT_SUPPORTED, "images over MQTT are not built in")
-        return mqtt_cb(self._handle(handle), self._data(data))
+        return api.esp_rmaker_ota_mqtt_cb(self._handle(handle), self._data(data))
 
     def esp_rmaker_ota_fetch(self) -> int:
         return api.esp_rmaker_ota_fetch()

@@ -186,7 +186,8 @@ esp_err_t esp_rmaker_ota_default_cb(esp_rmaker_ota_handle_t ota_handle, esp_rmak
 /* The same over HTTPS, whatever transport is configured. ESP_FAIL and nothing else when there is no URL. */
 esp_err_t esp_rmaker_ota_https_cb(esp_rmaker_ota_handle_t ota_handle, esp_rmaker_ota_data_t *ota_data);
 
-/* The same over MQTT (AWS IoT file streams). ESP_FAIL when there is no stream id or no size. */
+/* The same over MQTT (AWS IoT file streams). ESP_FAIL when there is no stream id or no size, which
+ * is reported. */
 esp_err_t esp_rmaker_ota_mqtt_cb(esp_rmaker_ota_handle_t ota_handle, esp_rmaker_ota_data_t *ota_data);
 
 /* Asks the cloud for a job.

@@ -31,6 +31,7 @@ from rmaker_ota.rainmaker.workflow import (
 )
 
 if TYPE_CHECKING:
+    from rmaker_ota import ota_core
     from rmaker_ota.config import OtaSection
     from rmaker_ota.install import ImageHeader, InstallResult, Phase, Progress
     from rmaker_ota.install import ResumePoint as SlotResumePoint
@@ -46,6 +47,8 @@ _UNANSWERED = re.compile(r"ERR_(HTTP_(CONNECT|RESOLVE|TLS|CONNECT_TIMEOUT|NO_RES
 SMALL_SLOT = 32 << 20
 SMALL_BUFFER = 64 << 10
 LARGE_BUFFER = 1 << 20
+SECTOR = 4096
+SOURCE_FAILED = "ERR_CALLBACK"  # what an installation fails with when a source that is run elsewhere did
 _IMPOSSIBLE_MD5 = bytes(16)  # stands for an announced text that is no MD5: nothing can match it
 
 
@@ -73,6 +76,14 @@ class Callbacks:
 InstallationFactory = Callable[[StartAttempt, "Target", "Slot", "OtaSection", Callbacks], Installation]
 
 
+@dataclass(frozen=True)
+class SourceFailure:
+    """Why a source that is run elsewhere failed: ``stage``, and what the server ``said``."""
+
+    stage: Stage
+    said: str = ""
+
+
 class Refused(Exception):
     """Raised in the header gate for an image the workflow refused."""
 
@@ -86,6 +97,8 @@ class Attempt:
         options: of download and installation.
         post: takes what happens; called on the attempt's thread.
         make: makes the installation; None: the real one.
+        ended: called when nothing more comes.
+        source_failure: asked when the installation failed in its source; None: the error says it all.
     """
 
     def __init__(
@@ -97,6 +110,7 @@ class Attempt:
         *,
         make: InstallationFactory | None = None,
         ended: Callable[[], None] = lambda: None,
+        source_failure: Callable[[], SourceFailure | None] = lambda: None,
     ) -> None:
         self._action = action
         self._target = target
@@ -104,6 +118,7 @@ class Attempt:
         self._post = post
         self._make = make or make_installation
         self._ended = ended
+        self._source_failure = source_failure
         self._lock = threading.Lock()
         self._verdict = threading.Event()
         self._refusal: str | None = None
@@ -225,6 +240,9 @@ class Attempt:
             log.error("installation failed in an unexpected way", exc_info=error)
             return AttemptFailed(number, Stage.TRANSFER if self._gate_passed else Stage.BEGIN, answered=self._answered)
         log.warning("attempt %d: %s", self._action.number, error)
+        cause = self._source_failure() if error.status == SOURCE_FAILED else None
+        if cause is not None:
+            return AttemptFailed(number, cause.stage, answered=self._answered, said=cause.said)
         return AttemptFailed(
             number,
             self._stage(error),
@@ -286,16 +304,28 @@ def make_installation(
     slot: Slot,
     options: OtaSection,
     callbacks: Callbacks,
+    *,
+    source: ota_core.Source | None = None,
+    batch_size: int = 0,
 ) -> Installation:
-    """The real installation: HTTPS through the engine into the target."""
+    """The real installation: HTTPS, or another source, through the engine into the target.
+
+    Args:
+        source: bytes that do not come from the action's URL.
+        batch_size: bytes after which a position is kept, as nearly as sectors allow; 0: as the options say.
+    """
     from rmaker_ota.install import HttpOptions, Installer, InstallOptions  # the engine: loaded with the first job
     from rmaker_ota.install import ResumePoint as SlotResumePoint
 
-    if "://" not in action.url:
+    if source is None and "://" not in action.url:
         raise ArgumentError("the URL of the image has no scheme", status="ERR_HTTP_URL", stage="source")
     kept = action.resume
+    buffer_size = SMALL_BUFFER if slot.size <= SMALL_SLOT else LARGE_BUFFER
+    checkpoint_bytes = options.ota_checkpoint_kib * 1024
+    if batch_size:
+        checkpoint_bytes = buffer_size = -(-batch_size // SECTOR) * SECTOR
     return Installer(
-        action.url,
+        action.url if source is None else source,
         target,
         slot=slot,
         options=InstallOptions(
@@ -305,9 +335,9 @@ def make_installation(
             header_size=action.header_size,
             read_back=options.ota_read_back,
             progress_interval_s=0.25,
-            checkpoint_bytes=options.ota_checkpoint_kib * 1024,
+            checkpoint_bytes=checkpoint_bytes,
             checkpoint_s=options.ota_checkpoint_s,
-            buffer_size=SMALL_BUFFER if slot.size <= SMALL_SLOT else LARGE_BUFFER,
+            buffer_size=buffer_size,
             resume=None if kept is None else SlotResumePoint(kept.offset, kept.sha256, kept.entity_tag),
         ),
         http=HttpOptions(

@@ -39,6 +39,7 @@ from rmaker_ota.rainmaker.events import Event, Events
 from rmaker_ota.rainmaker.loop import Clock, Loop, SystemClock
 from rmaker_ota.rainmaker.params import Device, Groups, Params, Write
 from rmaker_ota.rainmaker.store import SqliteStore, Store, Value
+from rmaker_ota.rainmaker.stream_attempt import StreamAttempt, StreamInput
 from rmaker_ota.rainmaker.timezone import load_timezone, local_minute
 from rmaker_ota.rainmaker.transport import PublishRefused, Transport
 from rmaker_ota.rainmaker.types import (
@@ -122,6 +123,12 @@ class _Listener:
         self._lock = threading.Lock()
         self._waiting = 0
         self._dropping = False
+        self._stream: tuple[frozenset[str], int] = (frozenset(), 0)
+
+    def expect(self, topics: frozenset[str], most: int) -> None:
+        """Blocks of an image are to come on these topics, so many at once; they do not count as messages."""
+        with self._lock:
+            self._stream = topics, most
 
     def connected(self, session_present: bool) -> None:
         self._loop.post(_MqttConnected(session_present))
@@ -134,7 +141,8 @@ class _Listener:
 
     def message(self, topic: str, payload: bytes) -> None:
         with self._lock:
-            if self._waiting >= MAX_MESSAGES_WAITING:
+            topics, most = self._stream
+            if self._waiting >= MAX_MESSAGES_WAITING + most * (topic in topics):
                 if not self._dropping:
                     log.warning("messages come faster than they can be looked at: dropping some")
                 self._dropping = True
@@ -200,7 +208,7 @@ class Node:
         self._is_stopping = False
         self._is_down = False  # nothing is performed any more
         self._down = threading.Event()  # all that belongs to it has been given back
-        self._attempt: Attempt | None = None
+        self._attempt: Attempt | StreamAttempt | None = None
         self._bytes_before = 0  # of earlier attempts
         self._calls: dict[int, _Call] = {}
         self._calls_lock = threading.Lock()
@@ -431,9 +439,11 @@ class Node:
             lambda call: rules.CallReportStatus(call, None if handle is None else handle.number, status, info)
         )
 
-    def default_callback(self, handle: OtaHandle | None, data: OtaData) -> int:
-        """Runs the built-in handler to its end; returns an ``esp_err_t``."""
-        return self._call(lambda call: rules.CallDefaultCallback(call, None if handle is None else handle.number, data))
+    def default_callback(self, handle: OtaHandle | None, data: OtaData, transport: str | None = None) -> int:
+        """Runs the built-in handler to its end, over "https" or "mqtt", None: as configured; returns an
+        ``esp_err_t``."""
+        number = None if handle is None else handle.number
+        return self._call(lambda call: rules.CallDefaultCallback(call, number, data, transport))
 
     def mark_valid(self) -> int:
         """Confirms the running image; returns an ``esp_err_t``."""
@@ -522,24 +532,36 @@ class Node:
                 self._post_event(COMMON_EVENT_BASE, CommonEvent.MQTT_CONNECTED)
                 self._is_online = True
                 self._feed(rules.Connected())
+                if isinstance(self._attempt, StreamAttempt):
+                    self._attempt.connected()
                 self._report_config()
             case _MqttDisconnected():
                 self._post_event(COMMON_EVENT_BASE, CommonEvent.MQTT_DISCONNECTED)
                 self._is_online = False
+                if isinstance(self._attempt, StreamAttempt):
+                    self._attempt.disconnected()
                 self._feed(rules.Disconnected())
             case _MqttMessage(topic, payload):
                 self._listener.taken()
                 log.debug("message on %s, %d bytes", topic, len(payload))
-                self._feed(rules.MessageReceived(topic, payload))
+                if isinstance(self._attempt, StreamAttempt) and topic in self._attempt.topics:
+                    self._attempt.message(topic, payload)
+                else:
+                    self._feed(rules.MessageReceived(topic, payload))
             case _MqttPublished(message_id):
                 self._post_event(COMMON_EVENT_BASE, CommonEvent.MQTT_PUBLISHED, message_id)
                 self._feed(rules.PubAck(message_id))
+            case StreamInput():
+                if isinstance(self._attempt, StreamAttempt):
+                    self._attempt.handle(item)
             case _ReportConfig():
                 self._report_config()
             case _ConfigChanged():
                 self._config_due = True
                 self._report_config()
             case _:
+                if isinstance(self._attempt, StreamAttempt) and self._attempt.is_end(item):
+                    self._attempt.close()
                 try:
                     self._feed(item)  # type: ignore[arg-type]
                 except Exception:
@@ -695,21 +717,38 @@ class Node:
     # -- downloads
 
     def _start_attempt(self, action: rules.StartAttempt) -> None:
-        self._loop.begin()
-        attempt = Attempt(
-            action,
-            self._target,
-            self.config.ota,
-            self._loop.post,
-            make=self._make_installation,
-            ended=self._loop.end,
-        )
+        attempt = self._make_attempt(action)
+        if attempt is None:
+            self._loop.post(rules.AttemptFailed(action.attempt, rules.Stage.BEGIN, answered=False))
+            return
         self._bytes_before = self.image_bytes
         self._attempt = attempt
         if self._is_stopping:  # set before whoever stops looks for an attempt
-            self._loop.end()
             return
+        if isinstance(attempt, Attempt):
+            self._loop.begin()
         attempt.start()
+
+    def _make_attempt(self, action: rules.StartAttempt) -> Attempt | StreamAttempt | None:
+        make, post = self._make_installation, self._loop.post
+        if action.stream_id is None:
+            return Attempt(action, self._target, self.config.ota, post, make=make, ended=self._loop.end)
+        try:
+            attempt = StreamAttempt(
+                action,
+                self._target,
+                self.config.ota,
+                post,
+                node_id=self._info.node_id,
+                transport=self._transport,
+                loop=self._loop,
+                make=make,
+            )
+        except ValueError as error:
+            log.error("stream of the image: %s", error)
+            return None
+        self._listener.expect(attempt.topics, attempt.most_messages)
+        return attempt
 
     def _decide(self, number: int, refusal: str | None) -> None:
         if self._attempt is not None and self._attempt.number == number:

@@ -67,6 +67,14 @@ class Ota:
         """
         raise_for(self.node.default_callback(handle, data), "default_cb")
 
+    def https_cb(self, handle: OtaHandle, data: OtaData) -> None:
+        """The same over HTTPS, whatever ``ota_transport`` says."""
+        raise_for(self.node.default_callback(handle, data, "https"), "https_cb")
+
+    def mqtt_cb(self, handle: OtaHandle, data: OtaData) -> None:
+        """The same over MQTT, whatever ``ota_transport`` says."""
+        raise_for(self.node.default_callback(handle, data, "mqtt"), "mqtt_cb")
+
     def mark_valid(self) -> None:
         """Confirms the running image.
 

@@ -11,16 +11,19 @@ How a transfer is run
         Message      -> StopTimer, Ready(0, header)                                        the header is here
         Accepted     -> Publish (first batches), StartTimer                                it may be installed
         Message ...  -> Ready(offset, data) ..., Checkpoint ..., Publish ...               in order, without gaps
+        Taken        -> Publish ...                                                        room for more
                      -> Complete
         Close        -> Unsubscribe, Unsubscribe                                           at the end of every attempt
 
-    A resumed transfer asks for blocks at once and hands out bytes from the exact offset it was told. `Failed` drops
-    what is left of the list its cause came from. After it and after `Complete` everything but `Close` is ignored, after
-    `Close` everything.
+    A resumed transfer asks for no header, only waits for `Accepted`, and hands out bytes from the exact offset it was
+    told. `Failed` drops what is left of the list its cause came from. After it and after `Complete` everything but
+    `Close` is ignored, after `Close` everything.
 
 Bytes handed out are those of the file, each exactly once and in order: a push source takes them as they come. The
 header is read twice, as the reference does, and the second reading must agree with the first: what was checked is
-what is written. Blocks that come early wait in a buffer of at most `StreamOptions.buffer_size` bytes.
+what is written. Blocks that come early wait in a buffer of at most `StreamOptions.buffer_size` bytes. Whoever takes
+longer over the bytes than the network says how much of them may lie about (``backlog``) and tells with `Taken` when
+they are gone: no more batches are asked for meanwhile, and no time runs while none is.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ import logging
 import re
 from collections.abc import Mapping
 
-from rmaker_ota.rainmaker.workflow import Stage
+from rmaker_ota.rainmaker.workflow import MISSING_STREAM, Stage
 from rmaker_ota.records import dataclass
 
 logger = logging.getLogger("rmaker_ota.rainmaker.streams")
@@ -48,7 +51,6 @@ MAX_ITEMS = 256  # values in a message, nested ones and keys included
 MAX_DEPTH = 8  # nested maps and arrays
 MAX_BITMAP = 12_288  # bytes, exclusive: what AWS allows
 MAX_TEXT = 200  # characters kept of what a server says
-MISSING_STREAM = "Missing stream_id or filesize for MQTT OTA"
 
 _UINT64 = range(2**64)
 _NO_TEXT = re.compile(r"[^\x20-\x7e\xa0-\ud7ff\ue000-\uffff]")
@@ -500,7 +502,14 @@ class PublishResult:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The header was looked at and the image may be installed."""
+    """The header, of a resumed transfer the one on the slot, was looked at and the image may be installed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Bytes before ``offset`` that were handed out need no more memory."""
+
+    offset: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -528,7 +537,7 @@ class Close:
     """The attempt is over, whichever way."""
 
 
-Input = Begin | SubscribeResult | PublishResult | Accepted | Message | TimerFired | Disconnected | Close
+Input = Begin | SubscribeResult | PublishResult | Accepted | Taken | Message | TimerFired | Disconnected | Close
 
 
 # ---- Actions ----------------------------------------------------------------------------------------------------
@@ -631,12 +640,21 @@ class StreamTransfer:
     Args:
         node_id, stream_id: of the stream.
         size: announced size of the file in bytes.
+        backlog: bytes handed out and not `Taken` beyond which nothing more is asked for; None: no bound, no `Taken`.
 
     Raises:
         ValueError: the stream id or the size is missing or cannot be meant; the text is what to report.
     """
 
-    def __init__(self, node_id: str, stream_id: str | None, size: int, options: StreamOptions | None = None) -> None:
+    def __init__(
+        self,
+        node_id: str,
+        stream_id: str | None,
+        size: int,
+        options: StreamOptions | None = None,
+        *,
+        backlog: int | None = None,
+    ) -> None:
         if not stream_id or size <= 0:
             raise ValueError(MISSING_STREAM)
         self._options = options or StreamOptions()
@@ -646,7 +664,9 @@ class StreamTransfer:
         self._blocks = -(-size // self._block_size)
         self._state = _State.NEW
         self._header = b""
+        self._backlog = backlog
         self._offset = 0  # bytes handed out
+        self._taken = 0  # of those
         self._next = 0  # the block that is handed out next
         self._phase = 0  # batches begin at blocks with this remainder
         self._request = 0  # the first block that was not asked for yet
@@ -683,6 +703,8 @@ class StreamTransfer:
             case Accepted() if state is _State.GATE:
                 self._state = _State.BODY
                 return self._go_on([])
+            case Taken():
+                return self._on_taken(event.offset)
             case Message() if state in (_State.HEADER, _State.GATE, _State.BODY):
                 return self._message(event)
             case TimerFired() if event.number == self._timer and state in (_State.HEADER, _State.BODY):
@@ -700,7 +722,7 @@ class StreamTransfer:
 
     def _begin(self, offset: int) -> list[Action]:
         if 0 < offset < self._size:  # anything else starts afresh, header included (Q39)
-            self._offset = offset
+            self._offset = self._taken = offset
             self._next = self._request = offset // self._block_size
             self._phase = self._next % self._options.mqtt_ota_blocks_per_request
         self._state = _State.SUBSCRIBING
@@ -713,8 +735,8 @@ class StreamTransfer:
             return self._fail(Stage.BEGIN, "subscription to the data topic refused")
         self._subscribed = True
         if self._offset > 0:
-            self._state = _State.BODY
-            return self._go_on([])
+            self._state = _State.GATE
+            return []
         self._state = _State.HEADER
         return [self._publish(BlockRequest(HEADER_REQUEST)), self._start_timer()]
 
@@ -768,7 +790,7 @@ class StreamTransfer:
         """Asks for as many batches as the window holds; ends the transfer when nothing is left to ask for."""
         per_request = self._options.mqtt_ota_blocks_per_request
         limit = (self._batches[0].offset if self._batches else self._request) + self._options.window * per_request
-        while self._request < self._blocks and self._request + per_request <= limit and self._misfit is None:
+        while self._request + per_request <= limit and self._may_ask():
             count = min(per_request, self._blocks - self._request)  # the first batch as well (Q33)
             batch = _Batch(self._request, count)
             self._batches.append(batch)
@@ -778,8 +800,20 @@ class StreamTransfer:
             return [*actions, self._start_timer()]
         if self._misfit is not None:
             return [*actions, *self._fail(Stage.INCOMPLETE, self._misfit)]
+        if self._request < self._blocks:
+            return [*actions, StopTimer()]  # until more is taken
         self._end(_State.OVER)
         return [*actions, StopTimer(), Complete()]
+
+    def _may_ask(self) -> bool:
+        is_behind = self._backlog is not None and self._offset - self._taken > self._backlog
+        return self._request < self._blocks and self._misfit is None and not is_behind
+
+    def _on_taken(self, offset: int) -> list[Action]:
+        before, self._taken = self._may_ask(), max(self._taken, min(offset, self._offset))
+        if self._state is _State.BODY and not before and self._may_ask():
+            return self._go_on([])
+        return []
 
     def _timed_out(self) -> list[Action]:
         if self._state is _State.HEADER:
@@ -823,11 +857,13 @@ class StreamTransfer:
                 return []
             batch.answers -= 1  # so that repetitions cannot put off the time-out for ever
             return [self._start_timer()]
+        expected = min(self._block_size, self._size - number * self._block_size)
+        if number == 0 and len(data) < expected and (data == self._header or block.size == HEADER_REQUEST):
+            return []  # the answer to the header request once more
         if number == 0 and self._header and data[: len(self._header)] != self._header[: len(data)]:
             return self._fail(Stage.TRANSFER, "block 0 is not the one whose header was checked")
         batch.missing.remove(number)
         self._timeouts = 0
-        expected = min(self._block_size, self._size - number * self._block_size)
         if len(data) != expected:
             self._misfit = self._misfit or f"block {number} has {len(data)} bytes, expected {expected}"
         actions: list[Action] = []

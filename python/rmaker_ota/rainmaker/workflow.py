@@ -183,6 +183,7 @@ class EnableConfig:
 class Stage(enum.StrEnum):
     """Where an attempt failed; decides the text of the report (specification, section 4.2)."""
 
+    OFFLINE = "offline"  # over MQTT: no connection in time
     BEGIN = "begin"  # no usable answer of the server
     DESCRIPTION = "description"  # app descriptor unreadable
     TRANSFER = "transfer"  # reading, writing, erasing
@@ -328,8 +329,8 @@ class AttemptFinished:
 
 @dataclass(frozen=True, slots=True)
 class AttemptFailed:
-    """The attempt is over. ``esp_err`` and ``errno`` (0: none) go into the report; ``answered``: the HTTP server
-    had sent a response. A refused attempt (`RefuseHeader`) ends with this too, whatever the stage.
+    """The attempt is over. ``esp_err`` and ``errno`` (0: none) go into the report; ``answered``: the server had sent a
+    response. A refused attempt (`RefuseHeader`) ends with this too, whatever the stage.
     """
 
     attempt: int
@@ -337,6 +338,7 @@ class AttemptFailed:
     esp_err: int = -1
     errno: int = 0
     answered: bool = True
+    said: str = ""  # by the server, for the report (Q41)
 
 
 @dataclass(frozen=True, slots=True)
@@ -404,12 +406,13 @@ class CallReportStatus:
 
 @dataclass(frozen=True, slots=True)
 class CallDefaultCallback:
-    """``esp_rmaker_ota_default_cb``/``https_cb``: answered when the job is over. Meant to be called inside a
-    callback."""
+    """``esp_rmaker_ota_default_cb``, ``https_cb``, ``mqtt_cb``: answered when the job is over. Meant to be called
+    inside a callback. ``transport`` None: the configured one."""
 
     call: int
     handle: int | None
     data: OtaData
+    transport: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -512,10 +515,10 @@ class StartAttempt:
     """Download and install into the slot that is not running; one attempt runs at a time.
 
     The header gate is fed with the first ``header_size`` bytes; a shorter file fails at `Stage.DESCRIPTION`.
-    ``resume`` None: from the start; else ask the server to continue there. ``md5`` is the announced text (32 hex
-    digits in either case, or not an MD5 at all, which then can never match), ``size`` the announced bytes, 0 =
-    unknown; both are checked after the download (Q22). ``server_cert``: the only PEM to trust; None: the system's
-    certificates. ``keep_position``: send `AttemptCheckpoint`.
+    ``stream_id`` None: over HTTPS, from ``url``; else over MQTT. ``resume`` None: from the start; else ask the server
+    to continue there. ``md5`` is the announced text (32 hex digits in either case, or not an MD5 at all, which then can
+    never match), ``size`` the announced bytes, 0 = unknown; both are checked after the download (Q22). ``server_cert``:
+    the only PEM to trust; None: the system's certificates. ``keep_position``: send `AttemptCheckpoint`.
     """
 
     attempt: int
@@ -529,6 +532,7 @@ class StartAttempt:
     keep_position: bool
     allow_http: bool = False
     skip_common_name_check: bool = False
+    stream_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -669,10 +673,12 @@ KEY_FAIL_REASON = "ota_fail_rsn"
 KEY_FAIL_JOB_ID = "ota_fail_jid"
 KEY_WRITTEN = "ota_written"  # integer: bytes durable in the slot (the firmware stores KiB)
 KEY_MD5 = "ota_file_md5"
+KEY_STREAM_OFFSET = "mqtt_ota_off"  # integer: bytes durable in the slot (the firmware stores blocks, Q27)
+KEY_STREAM_MD5 = "mqtt_ota_md5"
 KEY_TEST_COUNT = "ota_test_cnt"
 KEY_TEST_JOB_ID = "ota_test_jid"
 # ... and those of this project.
-KEY_POSITION = "ota_position"  # str, JSON: what `ota_written` belongs to: slot, size, digest, entity tag (Q24)
+KEY_POSITION = "ota_position"  # str, JSON: what the offset belongs to: slot, size, digest, entity tag (Q24)
 KEY_TARGET = "ota_target"  # str, JSON: slot and version that were installed (Q35)
 KEY_RESULT = "ota_result"  # str, JSON: final reports that were not acknowledged yet (Q16)
 KEY_PARAMS_RESULT = "ota_params_result"  # str, JSON: the same of the params workflow, which has one at a time
@@ -688,6 +694,8 @@ CLOCK_RETRY_S = 30
 WINDOW_BUFFER_S = 5
 RECONNECT_FETCH_S = 60  # Q17: an absence longer than this is followed by a fetch
 HEADER_SIZE = 1024  # bytes a file must have at least; positions below it count as none
+STREAM_HEADER_SIZE = 288  # the same over MQTT: image header, segment header, app descriptor
+MISSING_STREAM = "Missing stream_id or filesize for MQTT OTA"
 MAX_STORED_JOB_ID = 64  # bytes a stored job id can have to be read back
 MAX_RESULTS = 8
 _HEX = re.compile(r"([0-9a-f]{2})*")
@@ -731,6 +739,7 @@ class _Run:
 
     call: int | None
     data: OtaData
+    transport: str
     number: int = 0  # of the attempt: 1, 2, ...
     attempt: int = 0  # its id
     resume: ResumePoint | None = None
@@ -738,6 +747,24 @@ class _Run:
     accepted: bool = False
     refused: bool = False
     percent: int = 0
+
+    @property
+    def over_mqtt(self) -> bool:
+        return self.transport == "mqtt"
+
+    @property
+    def label(self) -> str:
+        """Of the transport, in reports."""
+        return self.transport.upper()
+
+    @property
+    def header_size(self) -> int:
+        return STREAM_HEADER_SIZE if self.over_mqtt else HEADER_SIZE
+
+    @property
+    def position_keys(self) -> tuple[str, str]:
+        """Where offset and MD5 of a download that was cut off are kept."""
+        return (KEY_STREAM_OFFSET, KEY_STREAM_MD5) if self.over_mqtt else (KEY_WRITTEN, KEY_MD5)
 
 
 class Workflow:
@@ -749,9 +776,6 @@ class Workflow:
         boot: what the target says at start-up.
         stored: the store's namespace ``rmaker_ota`` as it is now; None when it cannot be opened.
         params: devices and services of the node.
-
-    Raises:
-        ValueError: the options ask for a transport that is not there.
     """
 
     def __init__(
@@ -762,8 +786,6 @@ class Workflow:
         stored: Mapping[str, StoredValue] | None,
         params: Params | None = None,
     ) -> None:
-        if options.ota_transport != "https":
-            raise ValueError(f'ota_transport is "{options.ota_transport}", and only "https" is built in')
         self._options = options
         self._node = node
         self._identity = node  # the last one that was there: topics and reports do not need the node information
@@ -885,8 +907,8 @@ class Workflow:
                 self._fetch_with_delay(call, seconds)
             case CallReportStatus():
                 self._report_status(event)
-            case CallDefaultCallback(call, handle, data):
-                self._default_callback(call, handle, data)
+            case CallDefaultCallback():
+                self._default_callback(event)
             case CallMarkValid(call):
                 self._mark_valid(call)
             case CallMarkInvalid(call):
@@ -1595,7 +1617,7 @@ class Workflow:
             self._note_other_job(payload)
             return
         try:
-            job = parse_otaurl(payload)
+            job = parse_otaurl(payload, require_stream_id=self._options.ota_transport == "mqtt")  # Q1
         except JobError as error:
             if error.job_id is None:  # Q11: nobody to report to
                 self._log(logging.WARNING, f"message on {topic} dropped: {error.info}")
@@ -1662,7 +1684,7 @@ class Workflow:
         elif self._enabled[self._via].has_ota_callback:
             self._callback_running = True
         else:
-            self._begin_run(_Run(None, self._job_data))
+            self._begin_run(_Run(None, self._job_data, self._options.ota_transport))
 
     def _on_callback_returned(self, number: int, error: str | None) -> None:
         if not self._callback_running or number != self._job_number:
@@ -1691,18 +1713,23 @@ class Workflow:
 
     # -- The built-in handler
 
-    def _default_callback(self, call: int, handle: int | None, data: OtaData) -> None:
-        if handle is None or not self._enabled or data.url is None:
-            self._return(call, EspErr.FAIL)
+    def _default_callback(self, event: CallDefaultCallback) -> None:
+        run = _Run(event.call, event.data, event.transport or self._options.ota_transport)
+        if event.handle is None or not self._enabled or (event.data.url is None and not run.over_mqtt):
+            self._return(event.call, EspErr.FAIL)
         elif self._run is not None:
             self._log(logging.ERROR, "a download is running already")
-            self._return(call, EspErr.FAIL)
+            self._return(event.call, EspErr.FAIL)
         else:
-            self._begin_run(_Run(call, data))
+            self._begin_run(run)
 
     def _begin_run(self, run: _Run) -> None:
         self._run = run
         self._busy = self._busy or _Busy.JOB
+        if run.over_mqtt and (not run.data.stream_id or run.data.filesize <= 0):
+            self._report(OtaStatus.FAILED, MISSING_STREAM, final=True)  # Q6
+            self._end_run(EspErr.FAIL)
+            return
         if self._options.ota_time_support and not self._in_time(run.data.metadata):
             self._end_run(EspErr.FAIL)
             return
@@ -1751,7 +1778,7 @@ class Workflow:
         run.accepted = run.refused = False
         run.percent = 0
         total = self._options.ota_max_retries
-        self._report(OtaStatus.IN_PROGRESS, f"Starting OTA Upgrade (HTTPS attempt {run.number}/{total})")
+        self._report(OtaStatus.IN_PROGRESS, f"Starting OTA Upgrade ({run.label} attempt {run.number}/{total})")
         self._look_up_position(run)
         config = self._enabled.get(self._via, self._first_config)
         cert = None if self._options.use_cert_bundle else config.server_cert
@@ -1763,11 +1790,12 @@ class Workflow:
                 resume=run.resume,
                 md5=run.data.file_md5 or None,
                 size=max(run.data.filesize, 0),
-                header_size=HEADER_SIZE,
+                header_size=run.header_size,
                 server_cert=cert,
                 keep_position=run.keep_position,
                 allow_http=self._options.allow_http,
                 skip_common_name_check=self._options.ota_skip_common_name_check,
+                stream_id=run.data.stream_id if run.over_mqtt else None,
             )
         )
 
@@ -1775,30 +1803,32 @@ class Workflow:
         return self._run if self._run is not None and self._run.attempt == attempt else None
 
     def _look_up_position(self, run: _Run) -> None:
-        """Where to begin (section 4.3; Q24, Q36)."""
+        """Where to begin (sections 4.3, 5.5; Q24, Q27, Q36, Q39)."""
         md5 = run.data.file_md5
         run.resume = None
-        run.keep_position = bool(md5) and self._options.http_ota_resumption and self._stored is not None
+        allowed = run.over_mqtt or self._options.http_ota_resumption
+        run.keep_position = bool(md5) and allowed and self._stored is not None
         if not run.keep_position or not md5:
             return
-        written = self._get(KEY_WRITTEN)
+        key_offset, key_md5 = run.position_keys
+        written = self._get(key_offset)
         position = self._get_json(KEY_POSITION)
-        if isinstance(written, int) and (self._get_text(KEY_MD5) or "").lower() == md5.lower():
+        if isinstance(written, int) and (self._get_text(key_md5) or "").lower() == md5.lower():
             digest = position.get("sha256")
             fits = (position.get("offset"), position.get("size"), position.get("slot")) == (
                 written,
                 run.data.filesize,
                 self._boot.next_slot,
             )
-            if fits and written >= HEADER_SIZE and isinstance(digest, str) and _HEX.fullmatch(digest):
+            if fits and written >= run.header_size and isinstance(digest, str) and _HEX.fullmatch(digest):
                 run.resume = ResumePoint(written, bytes.fromhex(digest), str(position.get("entity_tag", "")))
                 return
         self._erase(KEY_POSITION)
-        self._set(KEY_WRITTEN, 0)
-        self._set(KEY_MD5, md5)
+        self._set(key_offset, 0)
+        self._set(key_md5, md5)
 
     def _forget_position(self) -> None:
-        self._erase(KEY_WRITTEN, KEY_MD5, KEY_POSITION)
+        self._erase(KEY_WRITTEN, KEY_MD5, KEY_STREAM_OFFSET, KEY_STREAM_MD5, KEY_POSITION)
 
     def _on_header(self, event: AttemptHeader) -> None:
         run = self._current(event.attempt)
@@ -1818,7 +1848,7 @@ class Workflow:
             self._forget_position()  # the slot is about to be overwritten (Q43)
         elif event.offset < (run.resume.offset if run.resume is not None else 0):
             self._erase(KEY_POSITION)
-            self._set(KEY_WRITTEN, 0)
+            self._set(run.position_keys[0], 0)
         self._do(AcceptHeader(event.attempt))
 
     def _refusal(self, image: ImageDescription) -> str | None:
@@ -1844,7 +1874,7 @@ class Workflow:
             "entity_tag": event.point.entity_tag,
         }
         self._set(KEY_POSITION, json.dumps(position, separators=(",", ":")))
-        self._set(KEY_WRITTEN, event.point.offset)
+        self._set(run.position_keys[0], event.point.offset)
 
     def _on_progress(self, event: AttemptProgress) -> None:
         run = self._current(event.attempt)
@@ -1886,7 +1916,9 @@ class Workflow:
             # What is in the slot is wrong, or may be why it cannot begin (Q24). An unreachable server says nothing.
             self._forget_position()
         total = self._options.ota_max_retries
-        info = f"OTA Attempt {run.number}/{total} failed: {_describe(event)[:MAX_ERR_DESC]}"[:MAX_ATTEMPT_INFO]
+        info = f"OTA Attempt {run.number}/{total} failed: {_describe(event, run.over_mqtt)[:MAX_ERR_DESC]}"[
+            :MAX_ATTEMPT_INFO
+        ]
         last = run.number >= total
         keep = self._options.report_attempt_failures
         by_params = self._via == OtaType.USING_PARAMS
@@ -1910,11 +1942,11 @@ class Workflow:
                 target["workflow"] = "params"
             self._set(KEY_TARGET, json.dumps(target, separators=(",", ":")))  # Q35
             self._set(KEY_UPDATE, b"\x01")
-            self._report(OtaStatus.IN_PROGRESS, f"Rebooting into new firmware (after {run.number} HTTPS {tries})")
+            self._report(OtaStatus.IN_PROGRESS, f"Rebooting into new firmware (after {run.number} {run.label} {tries})")
         else:
             self._report(
                 OtaStatus.SUCCESS,
-                f"HTTPS OTA Upgrade finished successfully (after {run.number} {tries})",
+                f"{run.label} OTA Upgrade finished successfully (after {run.number} {tries})",
                 final=True,
             )
         if self._options.ota_disable_auto_reboot:
@@ -1944,13 +1976,19 @@ def minutes_to_window(start: int, end: int, now: int) -> int:
     return wait if wait > 0 else wait + 1440
 
 
-def _describe(event: AttemptFailed) -> str:
-    """``err_desc`` of a failed attempt (section 4.2)."""
-    text = "Invalid" if event.errno == 0 else os.strerror(event.errno)
-    error = f"{esp_err_name(event.esp_err)} (errno={event.errno}: {text})"
+def _describe(event: AttemptFailed, over_mqtt: bool) -> str:
+    """``err_desc`` of a failed attempt (sections 4.2 and 5.4); over MQTT errors have no errno part, and what the server
+    said follows (Q41)."""
+    error = esp_err_name(event.esp_err)
+    if not over_mqtt:
+        error += f" (errno={event.errno}: {'Invalid' if event.errno == 0 else os.strerror(event.errno)})"
+    elif event.said:
+        error += f" ({event.said})"
     match event.stage:
+        case Stage.OFFLINE:
+            return "MQTT not connected"
         case Stage.BEGIN:
-            return f"OTA Begin failed: {error}"
+            return f"{'ESP MQTT ' if over_mqtt else ''}OTA Begin failed: {error}"
         case Stage.DESCRIPTION:
             return f"Failed to read image description: {error}"
         case Stage.INCOMPLETE:
