@@ -7,6 +7,7 @@
     [state]   path
     [restart] mode, command
     [metrics] path
+    [[sub_device]]  another node of the same process, as a chip at a USB port: `[sub_device.node]`, `[sub_device.target]`, ...
 
 Relative paths are relative to the file. Everything wrong is a `ConfigError` that says file, key, value and what was
 expected. Where the firmware has one name for a thing (``[ota] mqtt_port``) and the ``[mqtt]`` section another
@@ -17,6 +18,10 @@ credentials``): ``node.info`` (node id), ``node.crt``, ``node.key``, ``endpoint.
 where a device has them (``[mqtt] nvs``): a flash image, or a dump of its factory partition; ``[mqtt] nvs_keys`` where
 that is encrypted, and ``[ota] factory_partition`` and ``factory_namespace`` where they have other names. `NodeConfig`
 holds the paths; the private key is read when the connection is set up, and is in no configuration object.
+
+A sub-device has sections of its own for who it is (``node``, credentials, ``target``) and takes what it does not say of
+``[mqtt]`` and ``[ota]`` from the node. It restarts with its target, so there is no ``restart``; its state is kept beside
+the node's, with the sub-device's id in the file name, unless it says where.
 """
 
 from __future__ import annotations
@@ -205,6 +210,7 @@ class NodeConfig:
     restart: RestartSection = RestartSection()
     source: str = "configuration"
     metrics: MetricsSection = MetricsSection()
+    sub_devices: tuple[NodeConfig, ...] = ()
 
 
 _SECTIONS: dict[str, type] = {
@@ -216,6 +222,10 @@ _SECTIONS: dict[str, type] = {
     "restart": RestartSection,
     "metrics": MetricsSection,
 }
+
+SUB_DEVICE = "sub_device"
+_SUB_DEVICE_SECTIONS = ("node", "mqtt", "ota", "target", "state", "metrics")
+_CREDENTIALS = ("credentials", "cert", "key", "nvs", "nvs_keys")  # one node's own, never another's
 
 # [ota] name of the firmware -> [mqtt] name of the same thing
 _SAME: dict[str, str] = {
@@ -246,6 +256,44 @@ def load_config(path: str | os.PathLike[str]) -> NodeConfig:
     return parse_config(tables, source=str(path), directory=path.resolve().parent)
 
 
+def _sub_devices(reader: _Reader, tables: Mapping[str, Any], node: NodeConfig) -> tuple[NodeConfig, ...]:
+    """The sub-devices of a node: whatever they have in common with it is merged before the checks."""
+    entries = tables.get(SUB_DEVICE, [])
+    if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
+        reader.fail(SUB_DEVICE, entries, f"tables [[{SUB_DEVICE}]]")
+    found: list[NodeConfig] = []
+    for number, entry in enumerate(entries, 1):
+        where = f"[[{SUB_DEVICE}]] number {number}"
+        for name in entry:
+            if name not in _SUB_DEVICE_SECTIONS:
+                reader.fail(
+                    f"{where}: {name}", None, f"one of {', '.join(_SUB_DEVICE_SECTIONS)}", found="unknown section"
+                )
+        merged = dict(entry)
+        for section in ("mqtt", "ota"):
+            own, common = entry.get(section, {}), tables.get(section, {})
+            if isinstance(own, Mapping):  # otherwise it is refused below
+                merged[section] = {key: value for key, value in common.items() if key not in _CREDENTIALS} | dict(own)
+        source = f"{reader.source}: {where}"
+        one = parse_config(merged, source=source, directory=reader.directory)
+        if "path" not in entry.get("state", {}):
+            beside = node.state.path
+            path = beside.with_name(f"{beside.stem}.{one.node.id}{beside.suffix}")
+            one = dataclasses.replace(one, state=StateSection(path))
+        one = dataclasses.replace(one, restart=RestartSection(mode="none"))
+        for other in (node, *found):
+            for key, mine, theirs in (
+                ("[node] id", one.node.id, other.node.id),
+                ("[target] uri", one.target.uri, other.target.uri),
+                ("[state] path", str(one.state.path), str(other.state.path)),
+                ("[metrics] path", one.metrics.path, other.metrics.path),
+            ):
+                if mine == theirs and mine is not None:
+                    raise ConfigError(f"{source}: {key} = {_shown(str(mine))}: {other.node.id} has it already")
+        found.append(one)
+    return tuple(found)
+
+
 def parse_config(
     tables: Mapping[str, Any], *, source: str = "configuration", directory: Path | None = None
 ) -> NodeConfig:
@@ -261,6 +309,8 @@ def parse_config(
     """
     reader = _Reader(source, directory or Path.cwd())
     for name in tables:
+        if name == SUB_DEVICE:
+            continue
         if name not in _SECTIONS:
             reader.fail(f"[{name}]", None, f"one of the sections {_listing(_SECTIONS)}", found="unknown section")
         if not isinstance(tables[name], Mapping):
@@ -284,7 +334,7 @@ def parse_config(
         metrics=MetricsSection(**values["metrics"]),
     )
     _check(reader, config)
-    return config
+    return dataclasses.replace(config, sub_devices=_sub_devices(reader, tables, config))
 
 
 class _Reader:

@@ -318,3 +318,72 @@ def test_a_posix_zone_has_its_summer_time() -> None:
 def test_what_is_no_time_zone(name: str) -> None:
     with pytest.raises(ValueError, match="not a time zone"):
         load_timezone(name)
+
+
+# ---- sub-devices -----------------------------------------------------------------------------------------------------
+
+SUB_DEVICES = (
+    MINIMAL
+    + """
+    [ota]
+    ota_max_retries = 5
+    [state]
+    path = "gw.state"
+    [[sub_device]]
+    node = {id = "lamp-1", name = "Lamp"}
+    mqtt = {cert = "node.crt", key = "node.key", keepalive_s = 60}
+    target = {uri = "esp32-serial:/dev/ttyUSB0", baud = 921600}
+    [[sub_device]]
+    [sub_device.node]
+    id = "lamp-2"
+    [sub_device.mqtt]
+    cert = "node.crt"
+    key = "node.key"
+    [sub_device.ota]
+    ota_max_retries = 2
+    [sub_device.target]
+    uri = "esp32-image:lamp.bin"
+    [sub_device.state]
+    path = "lamp.state"
+    """
+)
+
+
+def test_a_sub_device_takes_what_it_does_not_say_from_the_node(directory: Path) -> None:
+    config = load(directory, SUB_DEVICES)
+    first, second = config.sub_devices
+    assert (first.node.id, first.node.name, second.node.id) == ("lamp-1", "Lamp", "lamp-2")
+    assert first.mqtt.host == second.mqtt.host == config.mqtt.host
+    assert (config.mqtt.keepalive_s, first.mqtt.keepalive_s, second.mqtt.keepalive_s) == (120, 60, 120)
+    assert (config.ota.ota_max_retries, first.ota.ota_max_retries, second.ota.ota_max_retries) == (5, 5, 2)
+    assert first.target.options == {"baud": 921600}
+    assert first.state.path == directory / "gw.lamp-1.state"
+    assert second.state.path == directory / "lamp.state"
+    assert first.restart.mode == second.restart.mode == "none"
+    assert first.sub_devices == ()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('id = "lamp-2"', 'id = "lamp-1"', r'number 2: \[node\] id = "lamp-1": lamp-1 has it already'),
+        ("esp32-image:lamp.bin", "esp32-serial:/dev/ttyUSB0", r"number 2: \[target\] uri = .*: lamp-1 has it already"),
+        ('"lamp.state"', '"gw.state"', r"number 2: \[state\] path = .*: N1 has it already"),
+        ("[sub_device.state]", "[sub_device.restart]", r"number 2: restart: unknown section, expected one of node"),
+        ("ota_max_retries = 2", "ota_max_retries = 0", r"number 2: \[ota\] ota_max_retries = 0: expected a whole"),
+        ('cert = "node.crt"\n    key', "key", r"number 2: \[mqtt\] cert: missing"),
+        ("[sub_device.ota]", "[[sub_device.sub_device]]", r"number 2: sub_device: unknown section"),
+    ],
+)
+def test_what_is_wrong_with_a_sub_device_is_said_with_its_number(
+    directory: Path, old: str, new: str, message: str
+) -> None:
+    assert SUB_DEVICES.count(old) >= 1
+    start, found, end = SUB_DEVICES.rpartition(old)
+    with pytest.raises(ConfigError, match=message):
+        load(directory, start + new + end)
+
+
+def test_sub_devices_are_tables(directory: Path) -> None:
+    with pytest.raises(ConfigError, match=r"sub_device = .*expected tables \[\[sub_device\]\]"):
+        load(directory, "sub_device = 3\n" + MINIMAL)

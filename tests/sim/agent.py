@@ -61,7 +61,7 @@ class Cloud:
             Connection(
                 broker.host,
                 broker.port,
-                "cloud",
+                f"cloud-of-{node_id}",
                 TlsFiles(identity.cert_file, identity.key_file, broker.ca_file),
                 reconnect_min_s=0.02,
                 reconnect_max_s=0.05,

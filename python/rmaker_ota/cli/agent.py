@@ -2,7 +2,10 @@
 
 It runs until SIGTERM or SIGINT, or until the node restarts: with ``[restart] mode = "process"`` the same process then
 starts anew. Started by systemd with ``Type=notify`` it says when it is up and when it stops; with ``WatchdogSec=`` it
-says that it is alive as long as the node's thread takes work. ``packaging/rmaker-ota-agent.service`` is such a unit.
+says that it is alive as long as the nodes' threads take work. ``packaging/rmaker-ota-agent.service`` is such a unit.
+
+Sub-devices (``[[sub_device]]``), as chips at the gateway's USB ports, are nodes of their own in the same process. They
+restart by themselves; the agent's end is that of its own node.
 
 Exit codes: 0 stopped by SIGTERM, or a restart that somebody else does (``mode = "none"``); 1 failed; 2 wrong
 configuration, or a state file that cannot be used: starting again will not help, so a unit should have
@@ -58,27 +61,40 @@ def command(config_path: Path, log_level: str, log_format: str) -> int:
     """Run a node until it is stopped.
 
     \b
-    The configuration has the sections [node] [mqtt] [ota] [target] [state] [restart] [metrics].
+    The configuration has the sections [node] [mqtt] [ota] [target] [state] [restart] [metrics],
+    and a [[sub_device]] for each chip this node takes care of.
     Stop it with SIGTERM; what it was doing goes on at the next start.
     """
     set_up_logging(log_level, json=log_format == "json")
     from rmaker_ota.config import load_config
-    from rmaker_ota.rainmaker.node import Node, ota_types_of
-    from rmaker_ota.rainmaker.ota import Ota
+    from rmaker_ota.rainmaker.node import Node, restart_process
+    from rmaker_ota.rainmaker.supervisor import Supervisor, enable_configured
 
     config = load_config(config_path)
+    devices = [Supervisor(each) for each in config.sub_devices]
+
+    def restart(reason: str) -> None:
+        for device in devices:  # what they download goes on later
+            device.stop()
+        restart_process()
+
     try:
-        node = Node(config)
+        node = Node(config, restarter=restart if devices and config.restart.mode == "process" else None)
     except StateFileError as error:
         raise UnusableState(error.message) from error
     boot = node.boot
     log.info("node %s runs %s %s from %s", node.node_id, boot.project_name, boot.version, boot.running_slot or "here")
-    with Signals(node) as signals, Watchdog(node.responds, watchdog_interval_s(os.environ)):
+
+    def responds(timeout_s: float) -> bool:
+        return node.responds(timeout_s) and all(device.responds(timeout_s) for device in devices)
+
+    with Signals(node) as signals, Watchdog(responds, watchdog_interval_s(os.environ)):
         try:
             try:
-                for ota_type in ota_types_of(config):
-                    Ota(node, type=ota_type)
+                enable_configured(node)
                 node.start()
+                for device in devices:
+                    device.start()
                 notify("READY=1")
             except OtaError:
                 if signals.first is None:  # otherwise it was stopped before it had begun
@@ -86,6 +102,8 @@ def command(config_path: Path, log_level: str, log_format: str) -> int:
             outcome = node.run()
         finally:
             notify("STOPPING=1")
+            for device in devices:
+                device.stop()
             node.stop()
     log.info("node %s: %s", node.node_id, outcome.value)
     return ExitCode.INTERRUPTED if signals.first == signal.SIGINT else ExitCode.DONE
