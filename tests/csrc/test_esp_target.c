@@ -186,6 +186,73 @@ TEST(a_chip_that_is_off_is_switched_on_by_the_first_change) {
     ota_esp_target_free(&target);
 }
 
+/* Opens a chip that a flasher holds; the slot that counts as running. Nothing may be written by that. */
+static int stopped(bool factory, uint32_t seq0, uint32_t state0, uint32_t seq1, uint32_t state1) {
+    chip(factory, seq0, state0, seq1, state1);
+    options.stopped = true;
+    uint64_t programs = emu.flash.programs;
+    ota_esp_target *target = open_target();
+    int running = ota_esp_target_running(target);
+    CHECK_EQ(emu.flash.programs, programs);
+    ota_esp_target_free(&target);
+    return running;
+}
+
+TEST(of_a_chip_that_was_stopped_the_image_that_ran_last_counts) {
+    CHECK_EQ(stopped(false, 1, VALID, 2, VALID), 1);
+    CHECK_EQ(stopped(false, 1, VALID, 2, PENDING), 1); /* a restart would abort it, stopping did not */
+    CHECK_EQ(stopped(false, 1, VALID, 2, NEW), 0);     /* it never ran */
+    CHECK_EQ(stopped(true, 1, NEW, BLANK, 0), OTA_ESP_SLOT_FACTORY);
+    CHECK_EQ(stopped(false, 1, VALID, 2, ABORTED), 0);
+    CHECK_EQ(stopped(false, BLANK, 0, BLANK, 0), 0);
+    CHECK_EQ(stopped(true, BLANK, 0, BLANK, 0), OTA_ESP_SLOT_FACTORY);
+    CHECK_EQ(stopped(false, 2, NEW, BLANK, 0), 1); /* no other can have run: what boots */
+    CHECK_EQ(stopped(false, 3, VALID, 2, VALID), 0);
+    options.rollback = false;
+    ota_esp_target *target = open_target();
+    CHECK_EQ(ota_esp_target_running(target), 0);
+    ota_esp_target_free(&target);
+    small_chip_entry(&emu, 0, 3, NEW); /* a boot loader without rollback leaves it like that */
+    target = open_target();
+    CHECK_EQ(ota_esp_target_running(target), 0);
+    ota_esp_target_free(&target);
+}
+
+TEST(a_stopped_image_on_trial_is_confirmed_or_marked_invalid_as_it_is) {
+    chip(false, 1, VALID, 2, PENDING);
+    options.stopped = true;
+    ota_esp_target *target = open_target();
+    CHECK_EQ(ota_esp_target_mark_valid(target, &error), OTA_OK);
+    check_entry(1, 2, VALID);
+    ota_esp_target_free(&target);
+
+    chip(false, 1, VALID, 2, PENDING);
+    options.stopped = true;
+    target = open_target();
+    CHECK_EQ(ota_esp_target_mark_invalid(target, &error), OTA_OK);
+    check_entry(1, 2, INVALID);
+    CHECK_EQ(boot(target), 0);
+    ota_esp_target_free(&target);
+
+    chip(false, 1, VALID, 2, NEW);
+    options.stopped = true;
+    target = open_target();
+    CHECK_EQ(ota_esp_target_mark_valid(target, &error), OTA_ERR_STATE); /* it never ran */
+    check_entry(1, 2, NEW);
+    ota_esp_target_free(&target);
+}
+
+TEST(a_stopped_chip_reads_images_only_where_the_last_one_is_gone) {
+    CHECK_EQ(stopped(false, 1, VALID, 2, VALID), 1);
+    uint64_t few = emu.flash.bytes_read;
+    CHECK(few < 2 * CHIP_SLOT_SIZE);
+    memset(emu.bytes + CHIP_OTA_1, 0xFF, SECTOR);
+    ota_esp_target *target = open_target();
+    CHECK_EQ(ota_esp_target_running(target), 0);
+    CHECK(emu.flash.bytes_read > 2 * few);
+    ota_esp_target_free(&target);
+}
+
 TEST(a_table_that_lies_is_an_error) {
     chip(false, 1, VALID, BLANK, 0);
     ota_esp_target *target = NULL;
@@ -752,6 +819,9 @@ int main(void) {
     RUN(a_target_tells_its_slots_what_runs_and_what_they_hold);
     RUN(what_runs_is_what_was_told_or_else_what_would_boot);
     RUN(a_chip_that_is_off_is_switched_on_by_the_first_change);
+    RUN(of_a_chip_that_was_stopped_the_image_that_ran_last_counts);
+    RUN(a_stopped_image_on_trial_is_confirmed_or_marked_invalid_as_it_is);
+    RUN(a_stopped_chip_reads_images_only_where_the_last_one_is_gone);
     RUN(a_table_that_lies_is_an_error);
     RUN(an_update_is_installed_booted_and_confirmed);
     RUN(an_update_that_is_not_confirmed_is_rolled_back);

@@ -787,3 +787,20 @@ int ota_esp_last_invalid(const ota_esp_otadata_entry entries[2], uint32_t slot_c
                                            : -1;
     return index < 0 ? OTA_ESP_SLOT_NONE : ota_esp_otadata_slot(&entries[index], slot_count);
 }
+
+int ota_esp_last_run(const ota_esp_otadata_entry entries[2], const ota_esp_boot_config *config) {
+    int active = ota_esp_otadata_active(entries);
+    int fallback = config->has_factory ? OTA_ESP_SLOT_FACTORY : OTA_ESP_SLOT_NONE;
+    if (!config->has_otadata || config->slot_count == 0) {
+        return fallback;
+    }
+    if (active < 0) {
+        return config->has_factory ? OTA_ESP_SLOT_FACTORY : 0;
+    }
+    bool rollback = config->rollback || config->anti_rollback;
+    if (!rollback || entries[active].state != OTA_ESP_STATE_NEW) {
+        return ota_esp_otadata_slot(&entries[active], config->slot_count);
+    }
+    const ota_esp_otadata_entry *other = &entries[1 - active];
+    return ota_esp_otadata_live(other) ? ota_esp_otadata_slot(other, config->slot_count) : fallback;
+}

@@ -214,6 +214,11 @@ ota_status ota_esp_can_rollback(const ota_esp_otadata_entry entries[2], const ot
  * smaller seq; OTA_ESP_SLOT_NONE: none. Whether its image still verifies is for the caller to see. */
 int ota_esp_last_invalid(const ota_esp_otadata_entry entries[2], uint32_t slot_count);
 
+/* Slot whose image ran last, as far as the entries tell without a look into the slots: for a chip that was stopped, not one
+ * that is off. That of the active entry; with rollback, where that one is NEW, its image never ran, and it is the slot before
+ * the choice: of the other live entry, else factory. Without an active entry factory, else ota_0. NONE: cannot be told. */
+int ota_esp_last_run(const ota_esp_otadata_entry entries[2], const ota_esp_boot_config *config);
+
 /* Carries a plan out on the two entries in memory. */
 void ota_esp_plan_apply(const ota_esp_plan *plan, ota_esp_otadata_entry entries[2]);
 

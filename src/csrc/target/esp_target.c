@@ -487,7 +487,29 @@ static void add_slot(ota_esp_target *target, int number, const ota_esp_partition
     target->slot_count++;
 }
 
-static ota_status load(ota_esp_target *target, uint64_t table_offset, ota_error *error) {
+/* What ran on a chip that was stopped. Reading a whole image through a serial line takes half a minute, its header no time. */
+static ota_status find_last_run(ota_esp_target *target, ota_error *error) {
+    ota_esp_otadata_entry entries[2];
+    ota_esp_boot_decision decision;
+    ota_esp_slot_facts facts;
+    ota_esp_boot_config config = config_of(target);
+    ota_status status = read_entries(target, entries, error);
+    if (status < 0) {
+        return status;
+    }
+    target->running = ota_esp_last_run(entries, &config);
+    if (find_slot(target, target->running) != NULL) {
+        status = probe(target, target->running, false, &facts, error);
+        if (status < 0 || facts.described) {
+            return status;
+        }
+    }
+    status = ota_esp_boot_decide(entries, &config, &decision, error);
+    target->running = status < 0 ? OTA_ESP_SLOT_NONE : decision.slot;
+    return status;
+}
+
+static ota_status load(ota_esp_target *target, uint64_t table_offset, bool stopped, ota_error *error) {
     uint8_t *data = target->buffer;
     if (table_offset % OTA_FLASH_SECTOR != 0 ||
         !ota_range_inside(table_offset, OTA_ESP_PARTITION_TABLE_SECTOR, target->flash->size)) {
@@ -508,13 +530,17 @@ static ota_status load(ota_esp_target *target, uint64_t table_offset, ota_error 
     }
     add_slot(target, OTA_ESP_SLOT_FACTORY, target->layout.factory);
     add_slot(target, OTA_ESP_SLOT_TEST, target->layout.test);
-    if (find_slot(target, target->running) == NULL) {
-        ota_esp_otadata_entry entries[2];
-        ota_esp_boot_decision decision;
-        status = choose(target, entries, &decision, error);
-        target->running = status < 0 ? OTA_ESP_SLOT_NONE : decision.slot;
-        target->is_off = true;
+    if (find_slot(target, target->running) != NULL) {
+        return status;
     }
+    if (stopped) {
+        return find_last_run(target, error);
+    }
+    ota_esp_otadata_entry entries[2];
+    ota_esp_boot_decision decision;
+    status = choose(target, entries, &decision, error);
+    target->running = status < 0 ? OTA_ESP_SLOT_NONE : decision.slot;
+    target->is_off = true;
     return status;
 }
 
@@ -533,7 +559,8 @@ ota_status ota_esp_target_new(const ota_esp_target_options *options, ota_esp_tar
     target->secure_version = options->secure_version;
     target->running = options->running;
     ota_status status =
-        load(target, options->table_offset != 0 ? options->table_offset : OTA_ESP_PARTITION_TABLE_OFFSET, error);
+        load(target, options->table_offset != 0 ? options->table_offset : OTA_ESP_PARTITION_TABLE_OFFSET,
+             options->stopped, error);
     if (status < 0) {
         ota_esp_target_free(&target);
         return status;

@@ -32,6 +32,10 @@ typedef struct ota_esp_target_options {
     int running; /* slot whose image runs; OTA_ESP_SLOT_NONE or one the table lacks: the chip is off. Then what would boot
                     now counts as running, and whatever changes the chip first switches it on: the boot loader makes its
                     choice, with all it writes */
+    bool
+        stopped; /* with `running` NONE: the chip is not off, a debugger or flasher holds it. What ran last counts as running
+                     (ota_esp_last_run), and its entry stays as it is. Its slot is looked at for an app's header and
+                     descriptor alone; only where they are missing, all images are read to find what boots */
 } ota_esp_target_options;
 
 typedef struct ota_esp_slot {
