@@ -77,6 +77,23 @@ class Cloud:
         entry = self.jobs.on_status(node, json.dumps(fields).encode())
         return "dropped" if entry is None else f"{entry.verdict} {entry.state}"
 
+    def configured(self, *services: dict[str, Any], node: str = "N1") -> None:
+        """A node says which services it has."""
+        fields = {"node_id": node, "info": {"fw_version": "1.0.0"}, "devices": [], "services": list(services)}
+        assert self.jobs.on_config(node, json.dumps(fields).encode())
+
+    def params(self, node: str = "N1", **values: object) -> str:
+        """A report of the OTA service's parameters; returns what became of it."""
+        self.clock.now += 1
+        entry = self.jobs.on_params(node, json.dumps({"OTA": values}).encode())
+        return "nothing" if entry is None else f"{entry.verdict} {entry.state}"
+
+    def starts(self, status: str = "", info: str = "", node: str = "N1") -> bool:
+        """A node's initial report; returns whether a job was offered."""
+        self.clock.now += 1
+        values = {"Lamp": {"Power": True}, "OTA": {"Status": status, "Info": info, "URL": ""}}
+        return self.jobs.on_params_init(node, json.dumps(values).encode())
+
     def state(self, job: str, node: str = "N1") -> str:
         row = self.store.job_node(job, node)
         assert row is not None

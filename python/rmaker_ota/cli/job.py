@@ -32,6 +32,13 @@ def command() -> None:
 @click.option(
     "--force/--on-fetch", default=True, show_default=True, help="Push at once, or wait until the node asks for updates."
 )
+@click.option(
+    "--workflow",
+    type=click.Choice(["auto", "topics", "params"]),
+    default="auto",
+    show_default=True,
+    help="How nodes get the job; auto: by params those whose configuration has the OTA service.",
+)
 @click.option("--version", help="Version to announce (default: the one in the image).")
 @click.option("--raw", is_flag=True, help="Take a file that is no ESP app image: for raw slots.")
 @click.option("--metadata", metavar="JSON", help="Object handed to the nodes, e.g. a download window.")
@@ -42,6 +49,7 @@ def create(
     image: Path,
     nodes: tuple[str, ...],
     force: bool,
+    workflow: str,
     version: str | None,
     raw: bool,
     metadata: str | None,
@@ -61,7 +69,12 @@ def create(
     with Progress(f"importing {image.name}", quiet=as_json) as progress:
         kept = client.upload(image, on_progress=progress.update if image.stat().st_size > 8 << 20 else None)
     job = client.create_job(
-        kept["sha256"], list(nodes), mode="force" if force else "on-fetch", version=version, metadata=details
+        kept["sha256"],
+        list(nodes),
+        mode="force" if force else "on-fetch",
+        version=version,
+        metadata=details,
+        workflow=workflow,
     )
     if not wait:
         if as_json:

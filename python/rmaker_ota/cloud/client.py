@@ -84,8 +84,16 @@ class AdminClient:
         mode: str,
         version: str | None = None,
         metadata: dict[str, Any] | None = None,
+        workflow: str = "auto",
     ) -> dict[str, Any]:
-        body = {"image": image, "nodes": nodes, "mode": mode, "version": version, "metadata": metadata}
+        body = {
+            "image": image,
+            "nodes": nodes,
+            "mode": mode,
+            "version": version,
+            "metadata": metadata,
+            "workflow": workflow,
+        }
         return self._call("POST", "/v1/jobs", body=json.dumps(body).encode())
 
     def jobs(self) -> list[dict[str, Any]]:

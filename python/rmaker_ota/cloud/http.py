@@ -9,7 +9,7 @@ Admin API, JSON, on a Unix socket or on 127.0.0.1 with a token::
     GET  /v1/status
     POST /v1/images?name=NAME         body: the image         -> image
     GET  /v1/images                                           -> {"images": [...]}
-    POST /v1/jobs                     {"image", "nodes", "mode", "version", "metadata"} -> job
+    POST /v1/jobs                     {"image", "nodes", "mode", "version", "metadata", "workflow"} -> job
     GET  /v1/jobs                                             -> {"jobs": [...]}
     GET  /v1/jobs/ID                                          -> job with history
     GET  /v1/jobs/ID/watch            history entries, one JSON object a line, until every node has finished
@@ -39,7 +39,7 @@ from rmaker_ota.cloud import views
 from rmaker_ota.cloud.images import CHUNK, ImageStore
 from rmaker_ota.cloud.jobs import JobService, PayloadError, parse_object
 from rmaker_ota.cloud.links import LinkCheck, Links
-from rmaker_ota.cloud.store import HistoryEntry, Job, JobMode, Store
+from rmaker_ota.cloud.store import HistoryEntry, Job, JobMode, Store, Workflow
 from rmaker_ota.errors import ArgumentError, NotFoundError
 
 logger = logging.getLogger("rmaker_ota.cloud.http")
@@ -319,7 +319,7 @@ class AdminServer:
         return web.json_response({"images": [views.image(image) for image in images]})
 
     async def _post_job(self, request: web.Request) -> web.Response:
-        fields = await _body(request, {"image", "nodes", "mode", "version", "metadata"})
+        fields = await _body(request, {"image", "nodes", "mode", "version", "metadata", "workflow"})
         nodes, metadata = fields.get("nodes"), fields.get("metadata")
         if not isinstance(nodes, list) or not all(isinstance(node, str) for node in nodes):
             raise ArgumentError("nodes: expected a list of node ids")
@@ -328,6 +328,9 @@ class AdminServer:
         mode = _field(fields, "mode", JobMode.FORCE.value)
         if mode not in list(JobMode):
             raise ArgumentError(f"mode {mode!r}: expected one of {', '.join(JobMode)}")
+        workflow = _field(fields, "workflow", Workflow.AUTO.value)
+        if workflow not in list(Workflow):
+            raise ArgumentError(f"workflow {workflow!r}: expected one of {', '.join(Workflow)}")
         job = await asyncio.to_thread(
             self._jobs.create,
             _field(fields, "image", ""),
@@ -335,6 +338,7 @@ class AdminServer:
             mode=JobMode(mode),
             version=_field(fields, "version", "") or None,
             metadata=metadata,
+            workflow=Workflow(workflow),
         )
         return web.json_response(await self._view(job), status=201)
 

@@ -7,7 +7,8 @@ Life of a node in a job (specification of the protocol, sections 2.8 and 11.1)::
        |                +--- fetch --- failed, delayed        offered again on the next fetch
        +--------------------- cancel ---------------------->   cancelled                   finished
 
-``failed`` does not finish a job: nodes report it for every attempt and ask again later. What arrives late, twice or
+``failed`` does not finish a job: nodes report it for every attempt and ask again later. A node that works by params
+never asks; its initial report, which it makes at every start, counts as a fetch. What arrives late, twice or
 with a status nobody knows is recorded and changes nothing. Payloads are hostile until checked; a bad one is dropped
 with a log line. The node's id is the one in the topic: brokers tie topics to certificates, nothing ties the id inside a
 payload.
@@ -28,7 +29,7 @@ from typing import Any
 
 from rmaker_ota.cloud.images import ImageStore, stream_id
 from rmaker_ota.cloud.links import Links
-from rmaker_ota.cloud.store import HistoryEntry, Job, JobMode, JobNode, NodeState, Store, Verdict
+from rmaker_ota.cloud.store import BY_PARAMS, HistoryEntry, Job, JobMode, JobNode, NodeState, Store, Verdict, Workflow
 from rmaker_ota.errors import ArgumentError, NotFoundError
 
 logger = logging.getLogger("rmaker_ota.cloud.jobs")
@@ -37,6 +38,9 @@ JOB_ID_LENGTH = 22  # as on public RainMaker; firmware reads at most 63
 JOB_ID_ALPHABET = "23456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 MAX_PAYLOAD = 8192  # bytes of an otafetch or otastatus; a node's own limit is 200
 MAX_CONFIG_PAYLOAD = 256 * 1024  # bytes of a node configuration
+MAX_PARAMS_PAYLOAD = 128 * 1024  # bytes of a report of parameters; what AWS IoT delivers at most
+OTA_SERVICE_TYPE = "esp.service.ota"
+OTA_SERVICE = "OTA"  # its name, everywhere
 MAX_INFO = 1024  # characters of additional_info that are kept
 MAX_HISTORY = 5000  # entries kept for one node in one job; a node in a loop must not fill the disk
 MAX_METADATA = 4096  # bytes of JSON
@@ -110,6 +114,7 @@ class JobService:
         self._clock = clock
         self._on_change = on_change
         self._lock = threading.RLock()
+        self._infos: dict[str, str] = {}  # by node: the text of a report by params, until its status comes
 
     # -- what operators do
 
@@ -121,6 +126,7 @@ class JobService:
         mode: JobMode = JobMode.FORCE,
         version: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        workflow: Workflow = Workflow.AUTO,
     ) -> Job:
         """Creates a job and, with `JobMode.FORCE`, offers it to the nodes at once (or as soon as the broker is back).
 
@@ -128,7 +134,9 @@ class JobService:
             image: SHA-256 of an image kept here.
             nodes: ids of the nodes; each is taken once.
             version: what nodes are told; None: the version in the image, if it has one.
-            metadata: handed to the nodes as it is, e.g. ``{"download_window": {"start": 1380, "end": 120}}``.
+            metadata: handed to the nodes as it is, e.g. ``{"download_window": {"start": 1380, "end": 120}}``; nodes
+                that work by params get none.
+            workflow: how the nodes get the job.
 
         Raises:
             NotFoundError: there is no such image.
@@ -150,7 +158,10 @@ class JobService:
             created_at=self._clock(),
             version=version or known.version or None,
             metadata=None if metadata is None else _metadata_text(metadata),
+            workflow=workflow,
         )
+        if workflow is Workflow.PARAMS and metadata is not None:
+            raise ArgumentError("metadata: nodes that work by params get none")
         with self._lock:
             self._store.add_job(job, nodes)
             for entry in self._store.history(job.id):
@@ -257,9 +268,105 @@ class JobService:
             self._store.node_seen(node_id, self._clock(), fw_version=version, config=text)
         return True
 
+    def on_params(self, node_id: str, payload: bytes) -> HistoryEntry | None:
+        """Takes a report of parameters: those of the OTA service come as text first, then as status.
+
+        Returns what was recorded, or None when there was nothing to record.
+        """
+        said = self._ota_params(node_id, payload)
+        if said is None:
+            return None
+        status, info = said
+        with self._lock:
+            node = self._store.offered_by_params(node_id)
+            if node is None:
+                return None
+            if info is not None:
+                self._infos[node_id] = info
+            _, recent = self._store.reports_since_offer(node.job, node_id)
+            if status is None or (info is not None and not recent):
+                return None  # with the first text of a job comes what was last said at the start, once more
+            return self._record(node, status, self._infos.pop(node_id, ""))
+
+    def on_params_init(self, node_id: str, payload: bytes) -> bool:
+        """Takes a node's initial report: a result that was only known after its restart, or nothing; then it may get
+        the next job.
+
+        Returns:
+            whether a job was offered.
+        """
+        said = self._ota_params(node_id, payload)
+        if said is None:
+            return False
+        status, info = said[0] or "", said[1] or ""
+        with self._lock:
+            self._infos.pop(node_id, None)
+            node = self._store.offered_by_params(node_id)
+            if node is not None and status:
+                _, recent = self._store.reports_since_offer(node.job, node_id)
+                # Of a job the node has not begun it says nothing: that is an older one's result, said once more.
+                if recent and (recent[0].status, recent[0].info) != (status, info):
+                    self._record(node, status, info)
+            open_jobs = [pair for pair in self._store.open_jobs(node_id) if self._by_params(*pair)]
+            if not open_jobs or status in ("in-progress", "failed", "delayed"):
+                return False
+            return self._offer(*min(open_jobs, key=lambda pair: FETCH_RANK[pair[1].state]))
+
     # -- inner
 
+    def _ota_params(self, node_id: str, payload: bytes) -> tuple[str | None, str | None] | None:
+        """Status and text in a report of parameters; None: nothing of the OTA service is in it."""
+        try:
+            if not valid_node_id(node_id):
+                raise PayloadError("not a node id in the topic")
+            service = parse_object(payload, MAX_PARAMS_PAYLOAD).get(OTA_SERVICE)
+        except PayloadError as error:
+            logger.warning("params of node %s dropped: %s", printable(node_id), error)
+            return None
+        if not isinstance(service, dict):
+            return None
+        return _text(service.get("Status"), 64), _text(service.get("Info"), MAX_INFO)
+
+    def _record(self, node: JobNode, status: str, info: str) -> HistoryEntry:
+        verdict, state = judge_report(node.state, status)
+        count, _ = self._store.reports_since_offer(node.job, node.node)
+        if verdict is not Verdict.APPLIED:
+            logger.info(
+                "params of node %s, job %s: %r is %s", node.node, node.job, printable(status), verdict.value
+            )
+        entry = HistoryEntry(node.job, node.node, self._clock(), "node", status, info, None, verdict, state)
+        self._store.node_seen(node.node, entry.at)
+        self._store.record(entry, keep=count < MAX_HISTORY)
+        self._tell(entry)
+        return entry
+
+    def _by_params(self, job: Job, node: JobNode) -> bool:
+        if job.workflow is not Workflow.AUTO:
+            return job.workflow is Workflow.PARAMS
+        known = self._store.node(node.node)
+        config = None if known is None or known.config is None else json.loads(known.config)
+        services = config.get("services") if isinstance(config, dict) else None
+        return isinstance(services, list) and any(
+            isinstance(service, dict) and service.get("type") == OTA_SERVICE_TYPE for service in services
+        )
+
     def _offer(self, job: Job, node: JobNode) -> bool:
+        by_params = self._by_params(job, node)
+        if by_params:
+            url = self._links.image_url(self._images.require(job.image).sha256)
+            topic, message = "params/remote", {OTA_SERVICE: {"URL": url}}
+        else:
+            topic, message = "otaurl", self._otaurl(job)
+        # No \u escapes: the parser of the original firmware keeps them as they stand.
+        payload = json.dumps(message, ensure_ascii=False, separators=(",", ":")).encode()
+        if not self._publish(f"node/{node.node}/{topic}", payload):
+            logger.info("job %s for node %s waits for the broker", job.id, node.node)
+            return False
+        state = NodeState.IN_PROGRESS if node.state is NodeState.IN_PROGRESS else NodeState.SENT
+        self._set(node, state, "sent", BY_PARAMS if by_params else "", offered=True)
+        return True
+
+    def _otaurl(self, job: Job) -> dict[str, Any]:
         image = self._images.require(job.image)
         message: dict[str, Any] = {"ota_job_id": job.id, "url": self._links.image_url(image.sha256)}
         if job.version:
@@ -270,17 +377,10 @@ class JobService:
         message["file_md5"] = image.md5
         if job.metadata is not None:
             message["metadata"] = json.loads(job.metadata)
-        # No \u escapes: the parser of the original firmware keeps them as they stand.
-        payload = json.dumps(message, ensure_ascii=False, separators=(",", ":")).encode()
-        if not self._publish(f"node/{node.node}/otaurl", payload):
-            logger.info("job %s for node %s waits for the broker", job.id, node.node)
-            return False
-        state = NodeState.IN_PROGRESS if node.state is NodeState.IN_PROGRESS else NodeState.SENT
-        self._set(node, state, "sent", offered=True)
-        return True
+        return message
 
-    def _set(self, node: JobNode, state: NodeState, status: str, *, offered: bool = False) -> None:
-        entry = HistoryEntry(node.job, node.node, self._clock(), "service", status, "", None, Verdict.APPLIED, state)
+    def _set(self, node: JobNode, state: NodeState, status: str, info: str = "", *, offered: bool = False) -> None:
+        entry = HistoryEntry(node.job, node.node, self._clock(), "service", status, info, None, Verdict.APPLIED, state)
         count, _ = self._store.reports_since_offer(node.job, node.node)
         self._store.record(entry, offered=offered, keep=count < MAX_HISTORY)
         self._tell(entry)

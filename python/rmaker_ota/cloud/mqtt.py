@@ -2,9 +2,10 @@
 
 Topics, all QoS 1 (specification of the protocol, section 2.1)::
 
-    node/+/otafetch  node/+/otastatus  node/+/config                       plain
+    node/+/otafetch  node/+/otastatus  node/+/config  node/+/params/local  plain
+    node/+/params/local/+                                                  initial reports, and those to groups
     $aws/rules/esp_node_otafetch/node/+/otafetch  ...                      AWS Basic Ingest, on any broker
-    node/<id>/otaurl                                                       what we publish
+    node/<id>/otaurl  node/<id>/params/remote                              what we publish
     $aws/things/+/streams/+/get/+  .../describe/+                          with ``streams = true``; `cloud.streams`
 
 Every ``$aws/...`` filter is subscribed as it stands: brokers such as Mosquitto deliver these topics neither to ``#``
@@ -32,7 +33,14 @@ from rmaker_ota.errors import ConfigError
 
 logger = logging.getLogger("rmaker_ota.cloud.mqtt")
 
-RULES = {"otafetch": "esp_node_otafetch", "otastatus": "esp_node_otastatus", "config": "esp_node_config"}
+RULES = {
+    "otafetch": "esp_node_otafetch",
+    "otastatus": "esp_node_otastatus",
+    "config": "esp_node_config",
+    "params/local": "esp_set_params",
+    "params/local/init": "esp_init_params",
+}
+GROUPS = "node/+/params/local/+"  # never with Basic Ingest; also the plain form of initial reports
 MAX_RECONNECT_DELAY_S = 60
 CONNECT_TIMEOUT_S = 5.0
 
@@ -44,19 +52,25 @@ Responder = Callable[[str, bytes], Iterable[tuple[str, bytes]]]  # topic, payloa
 
 def filters(basic_ingest: str) -> list[str]:
     """The topic filters to subscribe to; ``basic_ingest`` is ``on``, ``off`` or ``both``."""
-    plain = [f"node/+/{suffix}" for suffix in RULES]
+    plain = [f"node/+/{suffix}" for suffix in RULES if suffix != "params/local/init"]
     ingest = [f"$aws/rules/{rule}/node/+/{suffix}" for suffix, rule in RULES.items()]
-    return {"on": ingest, "off": plain, "both": plain + ingest}[basic_ingest]
+    return [GROUPS, *{"on": ingest, "off": plain, "both": plain + ingest}[basic_ingest]]
 
 
 def parse_topic(topic: str) -> tuple[str, str] | None:
     """Node id and suffix of a topic nodes publish on, or None for any other."""
     levels = topic.split("/")
-    if levels[:2] == ["$aws", "rules"] and len(levels) == 6 and RULES.get(levels[5]) == levels[2]:
-        levels = levels[3:]
-    if len(levels) == 3 and levels[0] == "node" and levels[2] in RULES:
-        return levels[1], levels[2]
-    return None
+    rule = None
+    if levels[:2] == ["$aws", "rules"] and len(levels) > 3:
+        rule, levels = levels[2], levels[3:]
+    if len(levels) < 3 or levels[0] != "node":
+        return None
+    suffix = "/".join(levels[2:])
+    if rule is None and suffix not in RULES and levels[2:4] == ["params", "local"] and len(levels) == 5:
+        suffix = "params/local"  # of a group
+    if suffix not in RULES or rule not in (None, RULES[suffix]):
+        return None
+    return levels[1], suffix
 
 
 def tls_context(config: MqttConfig) -> ssl.SSLContext:
@@ -90,7 +104,7 @@ class MqttLink:
 
     Args:
         config: the broker and how to reach it.
-        handlers: what to do with a message, by topic suffix: ``otafetch``, ``otastatus``, ``config``.
+        handlers: what to do with a message, by topic suffix: those of `RULES`.
         on_ready: called after every (re)connection, when the broker has confirmed the subscriptions.
         streams: answers requests for image streams; None: they are not subscribed to.
 

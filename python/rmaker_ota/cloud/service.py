@@ -148,7 +148,13 @@ class CloudService:
         )
         self.mqtt = MqttLink(
             config.mqtt,
-            {"otafetch": self.jobs.on_fetch, "otastatus": self.jobs.on_status, "config": self.jobs.on_config},
+            {
+                "otafetch": self.jobs.on_fetch,
+                "otastatus": self.jobs.on_status,
+                "config": self.jobs.on_config,
+                "params/local": self.jobs.on_params,
+                "params/local/init": self.jobs.on_params_init,
+            },
             on_ready=self._broker_ready,
             streams=StreamServer(self.store, self.images).handle if config.mqtt.streams else None,
         )

@@ -44,6 +44,10 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             id TEXT PRIMARY KEY, fw_version TEXT, network_id TEXT, config TEXT, config_at REAL, seen_at REAL NOT NULL
         ) STRICT""",
     ),
+    (
+        "ALTER TABLE jobs ADD COLUMN workflow TEXT NOT NULL DEFAULT 'auto'",
+        "CREATE INDEX history_by_node ON history (node, number) WHERE origin = 'service' AND info = 'by params'",
+    ),
 )
 
 
@@ -72,11 +76,22 @@ class NodeState(enum.StrEnum):
 FINISHED = frozenset({NodeState.SUCCESS, NodeState.REJECTED, NodeState.CANCELLED})
 
 
+BY_PARAMS = "by params"  # the text of an offer that is a write to the OTA service
+
+
 class JobMode(enum.StrEnum):
     """When a job is offered first: at once, or when the node asks."""
 
     FORCE = "force"
     ON_FETCH = "on-fetch"
+
+
+class Workflow(enum.StrEnum):
+    """How a node gets a job and reports."""
+
+    AUTO = "auto"  # by params when its configuration has the OTA service
+    TOPICS = "topics"  # otaurl, otastatus
+    PARAMS = "params"  # a write to the OTA service, reports of its parameters
 
 
 class Verdict(enum.StrEnum):
@@ -113,6 +128,7 @@ class Job:
     created_at: float
     version: str | None = None
     metadata: str | None = None
+    workflow: Workflow = Workflow.AUTO
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +149,7 @@ class HistoryEntry:
 
     Attributes:
         at: when the service learned of it, by the service's clock.
-        origin: ``"node"`` (an otastatus message) or ``"service"``.
+        origin: ``"node"`` (a report) or ``"service"``.
         status: what the node said, or the state the service set.
         node_ts: the node's own time stamp, or None.
         state: where the node stood afterwards.
@@ -252,8 +268,8 @@ class Store:
         """Keeps a new job, queued for each of the nodes."""
         with self.transaction():
             self._db.execute(
-                "INSERT INTO jobs (id, image, mode, created_at, version, metadata) VALUES (?, ?, ?, ?, ?, ?)",
-                (job.id, job.image, job.mode.value, job.created_at, job.version, job.metadata),
+                f"INSERT INTO jobs ({_JOB}) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (job.id, job.image, job.mode.value, job.created_at, job.version, job.metadata, job.workflow.value),
             )
             for node in nodes:
                 self._db.execute(
@@ -292,6 +308,15 @@ class Store:
             node_id,
         )
         return [(self._known_job(row[0]), _job_node(row)) for row in rows]
+
+    def offered_by_params(self, node_id: str) -> JobNode | None:
+        """Where a node stands in the job it was offered last by params."""
+        rows = self._rows(
+            "SELECT job FROM history WHERE node = ? AND origin = 'service' AND info = 'by params'"
+            " ORDER BY number DESC LIMIT 1",
+            node_id,
+        )
+        return self.job_node(rows[0][0], node_id) if rows else None
 
     def unsent_pushes(self) -> list[tuple[Job, JobNode]]:
         """What is to be pushed at once and was not yet, the oldest first."""
@@ -417,15 +442,15 @@ class Store:
 
 
 _IMAGE = "sha256, md5, size, name, imported_at, project, version, secure_version, chip_id"
-_JOB = "id, image, mode, created_at, version, metadata"
+_JOB = "id, image, mode, created_at, version, metadata, workflow"
 _NODE = "job, node, state, info, updated_at, offers"
 _HISTORY = "job, node, at, origin, status, info, node_ts, verdict, state"
 _NODE_INFO = "id, seen_at, fw_version, network_id, config, config_at"
 
 
 def _job(row: Sequence[Any]) -> Job:
-    job_id, image, mode, created_at, version, metadata = row
-    return Job(job_id, image, JobMode(mode), created_at, version, metadata)
+    job_id, image, mode, created_at, version, metadata, workflow = row
+    return Job(job_id, image, JobMode(mode), created_at, version, metadata, Workflow(workflow))
 
 
 def _job_node(row: Sequence[Any]) -> JobNode:

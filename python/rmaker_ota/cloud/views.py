@@ -28,6 +28,7 @@ def job(job: Job, image: Image, nodes: Sequence[JobNode]) -> dict[str, Any]:
     return {
         "id": job.id,
         "mode": job.mode.value,
+        "workflow": job.workflow.value,
         "version": job.version,
         "metadata": json_value(job.metadata),
         "created_at": job.created_at,
