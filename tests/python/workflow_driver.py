@@ -9,12 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from rmaker_ota.rainmaker.params import Params
 from rmaker_ota.rainmaker.types import OtaData, OtaType
 from rmaker_ota.rainmaker.workflow import (
     Action,
     ApiReturn,
     BootFacts,
     CallbackQueued,
+    ConfigReported,
     Connected,
     Disconnected,
     Enable,
@@ -27,9 +29,11 @@ from rmaker_ota.rainmaker.workflow import (
     Now,
     OtaOptions,
     PostEvent,
+    PubAck,
     Publish,
     PublishResult,
     QueueCallback,
+    ReportConfig,
     Restart,
     StartAttempt,
     Started,
@@ -50,6 +54,9 @@ URL_TOPIC = "node/N1/otaurl"
 MD5 = "d41d8cd98f00b204e9800998ecf8427e"
 IMAGE_SIZE = 100_000
 VERSIONS = {"ota_0": "1.0.0", "ota_1": "2.0.0"}  # of the chip's two slots
+REMOTE = "node/N1/params/remote"
+LOCAL = "$aws/rules/esp_set_params/node/N1/params/local"
+INIT = "$aws/rules/esp_init_params/node/N1/params/local/init"
 T = TypeVar("T")
 
 
@@ -82,11 +89,13 @@ class Driver:
     timers: dict[TimerKind, StartTimer] = field(default_factory=dict)
     due: dict[TimerKind, float] = field(default_factory=dict)
     unacknowledged: list[int] = field(default_factory=list)
+    accepted: set[int] = field(default_factory=set)
     dead: bool = False
     check: Callable[[Action], None] = lambda action: None
+    params: Params = field(default_factory=Params)
 
     def __post_init__(self) -> None:
-        self.workflow = Workflow(self.options, self.node, self.boot, self.stored)
+        self.workflow = Workflow(self.options, self.node, self.boot, self.stored, self.params)
         self.calls = itertools.count(1)
         self.ids = itertools.count(1)
 
@@ -113,6 +122,7 @@ class Driver:
             case Publish(token):
                 if not self.accept:
                     return PublishResult(token, False)
+                self.accepted.add(token)
                 if not self.message_ids:
                     return PublishResult(token, True)
                 number = next(self.ids)
@@ -122,6 +132,8 @@ class Driver:
                 return TargetResult(token, self.target_error)
             case QueueCallback(job):
                 return CallbackQueued(job, not self.queue_full)
+            case ReportConfig():
+                return ConfigReported()
             case StartTimer(kind, seconds):
                 self.timers[kind] = action
                 self.due[kind] = self.monotonic + seconds
@@ -139,9 +151,9 @@ class Driver:
 
     # -- What tests say
 
-    def enable(self, **config: Any) -> list[Action]:
+    def enable(self, ota_type: OtaType = OtaType.USING_TOPICS, **config: Any) -> list[Action]:
         given = EnableConfig(**config) if config else None
-        return self.feed(Enable(next(self.calls), OtaType.USING_TOPICS, given))
+        return self.feed(Enable(next(self.calls), ota_type, given))
 
     def start(self, **config: Any) -> list[Action]:
         """Enabled, connected, started."""
@@ -150,6 +162,30 @@ class Driver:
         self.feed(Connected())
         self.feed(Started())
         return self.done[before:]
+
+    def start_params(self, **config: Any) -> list[Action]:
+        """The same in the params workflow, without the actions of enabling."""
+        self.enable(OtaType.USING_PARAMS, **config)
+        return self.come_up()
+
+    def come_up(self) -> list[Action]:
+        """Connected, configuration reported, started."""
+        before = len(self.done)
+        for event in (Connected(), ConfigReported(), Started()):
+            self.feed(event)
+        return self.done[before:]
+
+    def write(self, values: object, topic: str = REMOTE) -> list[Action]:
+        """A ``params/remote`` message."""
+        return self.feed(MessageReceived(topic, values if isinstance(values, bytes) else json.dumps(values).encode()))
+
+    def url(self, url: str = "https://x/fw.bin") -> list[Action]:
+        return self.write({"OTA": {"URL": url}})
+
+    def acknowledge(self) -> list[Action]:
+        """Everything that waits for it."""
+        numbers, self.unacknowledged = self.unacknowledged, []
+        return [action for number in numbers for action in self.feed(PubAck(number))]
 
     def call(self, make: Callable[..., Input], *arguments: object) -> int | None:
         """Makes an API call; what it returned, or None while it goes on."""
@@ -191,6 +227,11 @@ def reports(actions: list[Action]) -> list[tuple[str, str]]:
     """Status and text of every ``otastatus`` message."""
     found = [json.loads(action.payload) for action in of(actions, Publish) if action.topic.endswith("/otastatus")]
     return [(one["status"], one["additional_info"]) for one in found]
+
+
+def said(actions: list[Action], topic: str = LOCAL) -> list[dict[str, Any]]:
+    """Every report of parameters on a topic."""
+    return [json.loads(action.payload) for action in of(actions, Publish) if action.topic == topic]
 
 
 def fetches(actions: list[Action]) -> int:

@@ -233,13 +233,14 @@ class World:
         self.installations: list[FakeInstallation] = []
         self.restart_reasons: list[str] = []
         self.ota = dict(ota or {})
+        self.groups = False
         self.acknowledge = True
         self.budget: PublishBudget | None = None
         self.node: Node | None = None
 
     def config(self) -> NodeConfig:
         return NodeConfig(
-            node=NodeSection(id="N1", name="gw", model="gw"),
+            node=NodeSection(id="N1", name="gw", model="gw", groups=self.groups),
             mqtt=MqttSection(host="broker.invalid", cert=Path("node.crt"), key=Path("node.key")),
             ota=OtaSection(**self.ota),
             target=TargetSection("fake:chip"),

@@ -331,9 +331,7 @@ class JobService:
         verdict, state = judge_report(node.state, status)
         count, _ = self._store.reports_since_offer(node.job, node.node)
         if verdict is not Verdict.APPLIED:
-            logger.info(
-                "params of node %s, job %s: %r is %s", node.node, node.job, printable(status), verdict.value
-            )
+            logger.info("params of node %s, job %s: %r is %s", node.node, node.job, printable(status), verdict.value)
         entry = HistoryEntry(node.job, node.node, self._clock(), "node", status, info, None, verdict, state)
         self._store.node_seen(node.node, entry.at)
         self._store.record(entry, keep=count < MAX_HISTORY)

@@ -164,6 +164,10 @@ class Param:
         self._value = value
         self._changed = True  # after the value: see `Params.take_changed`
 
+    def restore(self, value: Value) -> None:
+        """Holds a checked value of an earlier boot, which the initial report will say."""
+        self._value = value
+
     def to_json(self) -> dict[str, object]:
         """Its part of the node configuration (section 3.2)."""
         message: dict[str, object] = {"name": self.name}

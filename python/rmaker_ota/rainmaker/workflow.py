@@ -1140,8 +1140,8 @@ class Workflow:
         kept = self._get_json(KEY_PARAMS_RESULT)
         status, info = kept.get("status"), kept.get("info")
         if isinstance(status, int) and isinstance(info, str):
-            self._ota_service["Info"].put(info)
-            self._ota_service["Status"].put(status_text(status))
+            self._ota_service["Info"].restore(info)
+            self._ota_service["Status"].restore(status_text(status))
 
     def _report_params(self, then: Callable[[int], None]) -> None:
         """Publishes what was updated; refused, it is tried again later."""
@@ -1215,7 +1215,7 @@ class Workflow:
             return
         if groups is not None and not groups.group_id:
             kept = self._get_text(KEY_GROUP_ID) or ""
-            groups["GroupID"].put(kept if valid_group_id(kept) else "")
+            groups["GroupID"].restore(kept if valid_group_id(kept) else "")
         new = "" if groups is None else groups.group_id
         self._group_id = new
         if old and old != new:
