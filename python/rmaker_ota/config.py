@@ -7,7 +7,7 @@
     [state]   path
     [restart] mode, command
     [metrics] path
-    [[sub_device]]  another node of the same process, as a chip at a USB port: `[sub_device.node]`, `[sub_device.target]`, ...
+    [[sub_device]]  another node of the same process, as a chip at a USB port: [sub_device.node], ...
 
 Relative paths are relative to the file. Everything wrong is a `ConfigError` that says file, key, value and what was
 expected. Where the firmware has one name for a thing (``[ota] mqtt_port``) and the ``[mqtt]`` section another
@@ -19,9 +19,9 @@ where a device has them (``[mqtt] nvs``): a flash image, or a dump of its factor
 that is encrypted, and ``[ota] factory_partition`` and ``factory_namespace`` where they have other names. `NodeConfig`
 holds the paths; the private key is read when the connection is set up, and is in no configuration object.
 
-A sub-device has sections of its own for who it is (``node``, credentials, ``target``) and takes what it does not say of
-``[mqtt]`` and ``[ota]`` from the node. It restarts with its target, so there is no ``restart``; its state is kept beside
-the node's, with the sub-device's id in the file name, unless it says where.
+A sub-device has sections of its own for who it is (``node``, credentials, ``target``) and takes what it does not say
+of ``[mqtt]`` and ``[ota]`` from the node. It restarts with its target, so there is no ``restart``; its state is kept
+beside the node's, with the sub-device's id in the file name, unless it says where.
 """
 
 from __future__ import annotations

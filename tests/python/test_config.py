@@ -379,7 +379,7 @@ def test_what_is_wrong_with_a_sub_device_is_said_with_its_number(
     directory: Path, old: str, new: str, message: str
 ) -> None:
     assert SUB_DEVICES.count(old) >= 1
-    start, found, end = SUB_DEVICES.rpartition(old)
+    start, _, end = SUB_DEVICES.rpartition(old)
     with pytest.raises(ConfigError, match=message):
         load(directory, start + new + end)
 
