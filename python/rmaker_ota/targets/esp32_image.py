@@ -16,7 +16,6 @@ cut, sorts out the rest.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import threading
@@ -26,26 +25,15 @@ from pathlib import Path
 from typing import Any
 
 from rmaker_ota import ota_core
-from rmaker_ota.errors import (
-    ArgumentError,
-    DataError,
-    DeviceError,
-    ImageError,
-    NotFoundError,
-    OtaError,
-    RollbackError,
-    StateError,
-    UnsupportedError,
-)
-from rmaker_ota.esp_format import AppDescriptor, BootDecision, EspImageHeader, OtadataOp, PartitionTable
+from rmaker_ota.errors import DeviceError, OtaError
+from rmaker_ota.esp_format import BootDecision, OtadataOp
 from rmaker_ota.targets import chip_record
-from rmaker_ota.targets.base import AppDescription, BootReport, BootState, Slot, Target
+from rmaker_ota.targets.base import BootReport, Slot
 from rmaker_ota.targets.chip_record import ChipRecord
+from rmaker_ota.targets.esp32 import NO_APP, Esp32Target
 
-_NO_APP = (ImageError, DataError, UnsupportedError)
 
-
-class Esp32ImageTarget(Target):
+class Esp32ImageTarget(Esp32Target):
     """A virtual ESP32.
 
     Options that are given stand for this object's life and are not written down; those that are None come from the
@@ -86,6 +74,7 @@ class Esp32ImageTarget(Target):
         fault: ota_core.Fault | None = None,
     ) -> None:
         self.path = Path(path)
+        self.place = str(self.path)
         self.uri = f"esp32-image:{self.path}"
         self._read_only = read_only
         self._rewrite_same = rewrite_same
@@ -110,18 +99,12 @@ class Esp32ImageTarget(Target):
                 self._given["chip_id"] = chip_id
                 self._esp.close()
                 self._open()
-        self._slots = {name: Slot(name, offset, size) for name, _, offset, size in self._esp.slots()}
+        self._slots = super()._by_name()
 
     # ---- what is there -----------------------------------------------------------------------------------------------
 
     @property
-    def slots(self) -> tuple[Slot, ...]:
-        """All app slots: ota_0 .., factory, test."""
-        return tuple(self._slots.values())
-
-    @property
     def esp(self) -> ota_core.EspTarget:
-        """The flash underneath, for looking deeper. Changes belong through this object."""
         return self._esp
 
     @property
@@ -129,71 +112,13 @@ class Esp32ImageTarget(Target):
         """Whether an image runs. Otherwise the chip is switched off; `running_slot` is what a power-on would start."""
         return self._record is not None and self._record.running is not None
 
-    def partition_table(self) -> PartitionTable:
-        return self._esp.partition_table()
-
-    def slot(self, name: str) -> Slot:
-        """A slot by its name. Raises NotFoundError when the partition table has none of that name."""
-        try:
-            return self._slots[name]
-        except KeyError:
-            raise NotFoundError(
-                f"{self.path} has no slot {name!r}, only {', '.join(self._slots)}", stage="target"
-            ) from None
-
-    def running_slot(self) -> Slot | None:
-        name = self._esp.running
-        return None if name is None else self._slots[name]
-
-    def next_slot(self) -> Slot:
-        return self._slots[self._esp.next_slot()]
-
-    def describe(self, slot: Slot) -> AppDescription | None:
-        try:
-            return _description(*self._esp.describe(self._name(slot)))
-        except _NO_APP:
-            return None
-
-    def boot_state(self, slot: Slot) -> BootState:
-        try:
-            number = self._esp.state(self._name(slot))
-        except UnsupportedError as exc:
-            raise NotFoundError(exc.message, stage="target") from None
-        try:
-            return BootState(number)
-        except ValueError:
-            return BootState.UNDEFINED  # boots like it
-
-    @property
-    def secure_version(self) -> int:
-        return self._esp.secure_version
-
-    def can_rollback(self) -> bool:
-        try:
-            self._esp.can_rollback()
-        except (RollbackError, StateError):
-            return False
-        return True
-
-    def verify(self, slot: Slot) -> int:
-        """Reads the slot's image and checks all of it, as the boot loader does.
-
-        Returns:
-            int: bytes of the image.
-
-        Raises:
-            ImageError, DataError, RejectedError: what is wrong with it.
-        """
-        return self._esp.verify(self._name(slot))
-
     def preview(self) -> BootReport:
         """What a restart would do now. Changes nothing."""
         return self._report(self._esp.choose())
 
-    def verify_image_rules(self) -> dict[str, int]:
-        """What the engine's verifier has to know of the chip and its next slot."""
+    def chip_rules(self) -> dict[str, int]:
         chip = self._chip
-        rules: dict[str, int] = {"bytes_after_allowed": True}
+        rules: dict[str, int] = {}
         if chip.chip_id is not None:
             rules["chip_id"] = chip.chip_id
         if chip.chip_revision is not None:
@@ -202,16 +127,6 @@ class Esp32ImageTarget(Target):
             rules["efuse_block_revision"] = chip.efuse_block_revision
         if chip.ignore_max_revision:
             rules["ignore_max_revision"] = True
-        running = self._esp.running
-        if running is not None:
-            try:
-                mode = self._esp.describe(running)[1].spi_flash_mode
-            except _NO_APP:
-                mode = 0
-            if mode:
-                rules["spi_flash_mode"] = mode
-        with contextlib.suppress(NotFoundError):
-            rules["slot_size"] = self.next_slot().size
         return rules
 
     # ---- changes -----------------------------------------------------------------------------------------------------
@@ -269,10 +184,8 @@ class Esp32ImageTarget(Target):
             fault=self._fault,
         )
 
-    def _name(self, slot: Slot) -> str:
-        if self._slots.get(slot.name) != slot:
-            raise ArgumentError(f"{slot} is not a slot of {self.path}", stage="target")
-        return slot.name
+    def _by_name(self) -> dict[str, Slot]:
+        return self._slots
 
     def _need_writable(self) -> None:
         if self._read_only:
@@ -318,7 +231,7 @@ class Esp32ImageTarget(Target):
         if running is not None:
             try:
                 return self._esp.describe(running)[0].chip_id
-            except _NO_APP:
+            except NO_APP:
                 pass
         return None
 
@@ -335,18 +248,3 @@ def _op_text(op: OtadataOp) -> str:
         return f"otadata sector {op.sector}: erased"
     state = ota_core.otadata_facts(op.entry, 1).state_name
     return f"otadata sector {op.sector}: sequence {op.entry.seq}, {state}"
-
-
-def _description(header: EspImageHeader, descriptor: AppDescriptor) -> AppDescription:
-    return AppDescription(
-        version=descriptor.version,
-        project_name=descriptor.project_name,
-        secure_version=descriptor.secure_version,
-        time=descriptor.time,
-        date=descriptor.date,
-        idf_version=descriptor.idf_version,
-        elf_sha256=descriptor.elf_sha256,
-        chip_id=header.chip_id,
-        min_chip_revision=header.min_chip_rev_full,
-        max_chip_revision=header.max_chip_rev_full,
-    )
