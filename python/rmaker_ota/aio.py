@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from rmaker_ota.rainmaker.node import Node as SyncNode
     from rmaker_ota.rainmaker.node import Outcome
     from rmaker_ota.rainmaker.ota import Ota
+    from rmaker_ota.rainmaker.params import Device
     from rmaker_ota.targets.base import Slot, Target
 
 log = logging.getLogger(__name__)
@@ -367,6 +368,17 @@ class Node:
         if self._end.done.done():
             stream.close()
         return stream
+
+    def add_device(self, device: Device) -> None:
+        """Gives the node a device or a service; its write callback runs on a thread of the node. Raises ArgumentError.
+
+        `Param.report` may block for a moment: call it with `asyncio.to_thread`, or use `report`.
+        """
+        self.sync.add_device(device)
+
+    async def report(self) -> None:
+        """Reports every parameter that was updated. Raises as `rmaker_ota.Node.report` does."""
+        await _in_thread(self.sync.report)
 
     async def enable(self, config: OtaConfig | None = None, type: int = OtaType.USING_TOPICS) -> Ota:
         """Switches OTA on. The callbacks in ``config`` run on the node's worker thread. Errors as of `rmaker_ota.Ota`.

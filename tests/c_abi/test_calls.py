@@ -37,7 +37,7 @@ from tests.c_abi.library import (
 from tests.sim.node_world import WAIT_S, FakeInstallation, World, good
 
 OK, FAIL, INVALID_ARG, INVALID_STATE, NOT_FOUND, NOT_SUPPORTED, TIMEOUT = 0, -1, 0x102, 0x103, 0x105, 0x106, 0x107
-TOPICS = 2
+PARAMS, TOPICS = 1, 2
 PRIV = 0x1234
 
 
@@ -217,6 +217,48 @@ def test_a_job_reaches_the_callback_with_everything_that_is_known(lib: Any, worl
     assert found["handle"] != 0
     assert [found[name] for name in ("filesize", "fw_version", "file_md5", "stream_id", "metadata")] == [0, *[None] * 4]
     del kept
+
+
+def test_a_job_of_the_params_workflow_is_an_address(lib: Any, world: World) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def job(handle: int, data: Any) -> int:
+        seen.append({name: getattr(data.contents, name) for name, _ in Data._fields_})
+        return int(lib.esp_rmaker_ota_report_status(handle, 1, b"seen"))
+
+    kept = config(job, cert=b"PEM")
+    node = world.power_on()
+    assert lib.esp_rmaker_ota_enable(byref(kept), PARAMS) == OK
+    assert lib.esp_rmaker_ota_enable(byref(kept), PARAMS) == FAIL
+    assert lib.esp_rmaker_ota_enable(byref(kept), TOPICS) == FAIL
+    node.start()
+    world.connect()
+    assert world.transport.deliver("node/N1/params/remote", '{"OTA":{"URL":"https://h/i"}}')
+    world.settle()
+    assert seen == [
+        dict.fromkeys(seen[0]) | {"url": b"https://h/i", "filesize": 0, "server_cert": b"PEM", "priv": PRIV}
+    ]
+    local = "$aws/rules/esp_set_params/node/N1/params/local"
+    assert world.published(local) == [{"OTA": {"Info": "seen"}}, {"OTA": {"Status": "in-progress"}}]
+    del kept
+
+
+def test_both_workflows_each_with_its_callback(lib: Any, world: World) -> None:
+    world.ota["type"] = "both"
+    called: list[str] = []
+    by_params = config(lambda *_: called.append("params") or 0)
+    by_topics = config(lambda *_: called.append("topics") or 0)
+    node = world.power_on()
+    assert lib.esp_rmaker_ota_enable(byref(by_params), PARAMS) == OK
+    assert lib.esp_rmaker_ota_enable(byref(by_topics), TOPICS) == OK
+    assert lib.esp_rmaker_ota_enable(byref(by_topics), TOPICS) == FAIL
+    node.start()
+    world.connect()
+    world.deliver_job()
+    assert world.transport.deliver("node/N1/params/remote", '{"OTA":{"URL":"https://h/i"}}')
+    world.settle()
+    assert called == ["topics", "params"]
+    del by_params, by_topics
 
 
 def test_the_built_in_handler_does_a_job_for_the_callback(lib: Any, world: World) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rmaker_ota import aio, ota_core
+from rmaker_ota import Device, Param, aio, ota_core
 from rmaker_ota.errors import CancelledError, DigestError, NotFoundError, OtaError, RejectedError, StateError
 from rmaker_ota.install import ImageHeader, InstallOptions, Phase, Progress
 from rmaker_ota.rainmaker.node import Outcome
@@ -308,5 +308,24 @@ def test_a_node_comes_from_a_configuration_and_its_errors_arrive(world: World, t
         world.chip.order = []
         with pytest.raises(OtaError, match="nothing boots"):
             await aio.Node.open(world.config(), **stand_ins)
+
+    run(test)
+
+
+def test_a_device_of_the_application_is_reported_from_the_loop(world: World) -> None:
+    async def test() -> None:
+        power = Param("Power", "esp.param.power", False)
+        async with aio.Node(world.power_on()) as node:
+            node.add_device(Device("Lamp", "esp.device.lightbulb", [power]))
+            events = node.events(RMAKER_EVENT_BASE)
+            await node.start()
+            world.transport.go_online()
+            async for event in events:
+                if event.name == "RMAKER_EVENT_STARTED":
+                    break
+            power.update(True)
+            await node.report()
+            topic = "$aws/rules/esp_set_params/node/N1/params/local"
+            assert world.published(topic) == [{"Lamp": {"Power": True}}]
 
     run(test)

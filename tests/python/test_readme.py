@@ -17,6 +17,7 @@ from rmaker_ota.config import load_config
 from rmaker_ota.esp_build import build_image
 from rmaker_ota.targets.create import create_flash_image
 from tests.sim.https_server import authority
+from tests.sim.node_world import World
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -109,6 +110,22 @@ def test_the_node_example_names_what_there_is() -> None:
         assert hasattr(rmaker_ota, name), name
     assert rmaker_ota.OtaConfig(ota_cb=lambda handle, data: 0).ota_cb is not None
     assert callable(rmaker_ota.Node.run)
+
+
+def test_the_example_of_a_device_works(capsys: pytest.CaptureFixture[str]) -> None:
+    world = World()
+    try:
+        node = world.power_on()
+        exec(compile(block_with("node.add_device("), "README.md", "exec"), {"node": node})
+        node.start()
+        world.connect()
+        assert world.transport.deliver("node/N1/params/remote", '{"Lamp":{"Power":true}}')
+        world.settle()
+        topic = "$aws/rules/esp_set_params/node/N1/params/local"
+        assert world.published(topic) == [{"Lamp": {"Power": True}}]
+    finally:
+        world.stop()
+    assert capsys.readouterr().out == "Lamp Power True\n"
 
 
 def test_the_list_of_debian_packages_is_where_the_readme_says() -> None:

@@ -36,6 +36,14 @@ WAIT_S = 30.0
 NODE_ID = "N1"
 ROOT = Path(__file__).resolve().parents[2]
 
+RULES = (  # and the topics that go with them; messages are known by the last level
+    ("esp_node_config", "config"),
+    ("esp_node_otafetch", "otafetch"),
+    ("esp_node_otastatus", "otastatus"),
+    ("esp_set_params", "params/local"),
+    ("esp_init_params", "params/local/init"),
+)
+
 # What the process runs: the command line, with shorter delays.
 PROGRAM = """
 import sys
@@ -67,8 +75,8 @@ class Cloud:
                 reconnect_max_s=0.05,
             )
         )
-        for suffix, rule in (("config", "config"), ("otafetch", "otafetch"), ("otastatus", "otastatus")):
-            self._transport.subscribe(f"$aws/rules/esp_node_{rule}/node/{node_id}/{suffix}")
+        for rule, suffix in RULES:
+            self._transport.subscribe(f"$aws/rules/{rule}/node/{node_id}/{suffix}")
 
     def __enter__(self) -> Self:
         self._transport.start(self)
@@ -138,9 +146,9 @@ class Cloud:
 
     # -- what it says
 
-    def send(self, payload: bytes) -> None:
-        """A message on the node's ``otaurl``; returns when the broker has it."""
-        sent = self._transport.publish(f"node/{self.node_id}/otaurl", payload)
+    def send(self, payload: bytes, suffix: str = "otaurl") -> None:
+        """A message to the node; returns when the broker has it."""
+        sent = self._transport.publish(f"node/{self.node_id}/{suffix}", payload)
         while self._acknowledged.get(timeout=WAIT_S) != sent:
             pass
 
