@@ -79,7 +79,7 @@ class RomLoader:
         self._last_opcode = 0
         self._value = 0
         self._error = 0
-        self._tail = bytearray(64)  # the reply buffer behind the header
+        self._tail = bytearray(128)  # the reply buffer behind the header
         self._after_sync = False
         self._flash_size = _DEFAULT_FLASH_SIZE
         # one download at a time
