@@ -242,6 +242,30 @@ TEST(a_stopped_image_on_trial_is_confirmed_or_marked_invalid_as_it_is) {
     ota_esp_target_free(&target);
 }
 
+TEST(a_trial_that_was_stopped_is_given_again_and_nothing_else_changes) {
+    ota_esp_boot_decision decision;
+    chip(false, 1, VALID, 2, PENDING);
+    options.stopped = true;
+    ota_esp_target *target = open_target();
+    CHECK_EQ(ota_esp_target_retry(target, &error), OTA_OK);
+    check_entry(0, 1, VALID);
+    check_entry(1, 2, NEW);
+    CHECK_EQ(ota_esp_target_choose(target, &decision, &error), OTA_OK);
+    CHECK_EQ(decision.slot, 1);
+    ota_esp_target_free(&target);
+
+    static const uint32_t others[] = {NEW, VALID, INVALID, ABORTED, OTA_ESP_STATE_UNDEFINED};
+    for (size_t i = 0; i < sizeof others / sizeof others[0]; i++) {
+        chip(false, 1, VALID, 2, others[i]);
+        options.stopped = true;
+        target = open_target();
+        uint64_t programs = emu.flash.programs;
+        CHECK_EQ(ota_esp_target_retry(target, &error), OTA_OK);
+        CHECK_EQ(emu.flash.programs, programs);
+        ota_esp_target_free(&target);
+    }
+}
+
 TEST(a_stopped_chip_reads_images_only_where_the_last_one_is_gone) {
     CHECK_EQ(stopped(false, 1, VALID, 2, VALID), 1);
     uint64_t few = emu.flash.bytes_read;
@@ -821,6 +845,7 @@ int main(void) {
     RUN(a_chip_that_is_off_is_switched_on_by_the_first_change);
     RUN(of_a_chip_that_was_stopped_the_image_that_ran_last_counts);
     RUN(a_stopped_image_on_trial_is_confirmed_or_marked_invalid_as_it_is);
+    RUN(a_trial_that_was_stopped_is_given_again_and_nothing_else_changes);
     RUN(a_stopped_chip_reads_images_only_where_the_last_one_is_gone);
     RUN(a_table_that_lies_is_an_error);
     RUN(an_update_is_installed_booted_and_confirmed);

@@ -691,6 +691,20 @@ static void plan_state(const ota_esp_otadata_entry entries[2], int sector, uint3
     plan_write(plan, sector, &entry);
 }
 
+ota_status ota_esp_plan_retry(const ota_esp_otadata_entry entries[2], const ota_esp_boot_config *config, int running,
+                              ota_esp_plan *plan, ota_error *error) {
+    memset(plan, 0, sizeof *plan);
+    if (!is_config_right(config)) {
+        return config_error(error);
+    }
+    int active;
+    if (running_entry(entries, config, running, &active, NULL) == OTA_OK &&
+        entries[active].state == OTA_ESP_STATE_PENDING_VERIFY) {
+        plan_state(entries, active, OTA_ESP_STATE_NEW, plan);
+    }
+    return OTA_OK;
+}
+
 ota_status ota_esp_plan_mark_valid(const ota_esp_otadata_entry entries[2], const ota_esp_boot_config *config,
                                    int running, ota_esp_plan *plan, ota_error *error) {
     memset(plan, 0, sizeof *plan);

@@ -200,6 +200,12 @@ ota_status ota_esp_plan_set_boot(const ota_esp_otadata_entry entries[2], const o
 ota_status ota_esp_plan_mark_valid(const ota_esp_otadata_entry entries[2], const ota_esp_boot_config *config,
                                    int running, ota_esp_plan *plan, ota_error *error);
 
+/* Gives the running image its trial again: PENDING_VERIFY becomes NEW, so that the boot loader starts it once more instead of
+ * aborting it. For an image that did not fail but was stopped from outside. Nothing to do in any other state, and without an
+ * entry. A cut in the middle leaves the image without an entry: the one before boots. */
+ota_status ota_esp_plan_retry(const ota_esp_otadata_entry entries[2], const ota_esp_boot_config *config, int running,
+                              ota_esp_plan *plan, ota_error *error);
+
 /* Marks the running slot invalid, so that the next boot takes the other one. ERR_ROLLBACK: there is nothing to go back to;
  * ERR_STATE as above. */
 ota_status ota_esp_plan_mark_invalid(const ota_esp_otadata_entry entries[2], const ota_esp_boot_config *config,

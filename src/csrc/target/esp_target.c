@@ -375,6 +375,11 @@ ota_status ota_esp_target_mark_valid(ota_esp_target *target, ota_error *error) {
     return mark(target, ota_esp_plan_mark_valid, error);
 }
 
+ota_status ota_esp_target_retry(ota_esp_target *target, ota_error *error) {
+    /* Without otadata, and for a chip that is off, there is no trial. */
+    return target->layout.otadata == NULL || target->is_off ? OTA_OK : mark(target, ota_esp_plan_retry, error);
+}
+
 ota_status ota_esp_target_mark_invalid(ota_esp_target *target, ota_error *error) {
     return mark(target, ota_esp_plan_mark_invalid, error);
 }

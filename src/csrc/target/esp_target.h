@@ -94,6 +94,9 @@ ota_status ota_esp_target_set_boot(ota_esp_target *target, int slot, ota_error *
 /* Confirms the running image. ERR_STATE: the active entry does not name the running slot. */
 ota_status ota_esp_target_mark_valid(ota_esp_target *target, ota_error *error);
 
+/* Before a chip that was stopped is restarted: an image on trial gets its trial again. Writes nothing otherwise. */
+ota_status ota_esp_target_retry(ota_esp_target *target, ota_error *error);
+
 /* Marks the running image invalid; the next boot takes another one. ERR_ROLLBACK with nothing changed: there is none. */
 ota_status ota_esp_target_mark_invalid(ota_esp_target *target, ota_error *error);
 
