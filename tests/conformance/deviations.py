@@ -118,6 +118,30 @@ def status_of(seen: Observation) -> Json | None:
     return payload if isinstance(payload, dict) and "status" in payload else None
 
 
+def ota_params_of(seen: Observation) -> Json | None:
+    """The OTA service's part of a report of parameters."""
+    if seen.kind != "publish" or "/params/local" not in str(seen.data["topic"]):
+        return None
+    payload = seen.data["payload"]
+    part = payload.get("OTA") if isinstance(payload, dict) else None
+    return part if isinstance(part, dict) else None
+
+
+def reports_of(seen: Iterable[Observation], job_id: str) -> Iterator[tuple[Observation, Json | None]]:
+    """Each observation and, where a report of that job is complete with it, its status and text. What is reported by
+    parameters is of the job at hand, which has no id."""
+    info = ""
+    for one in seen:
+        part = ota_params_of(one)
+        if part is None or str(one.data["topic"]).endswith("/init"):
+            status = status_of(one)
+            yield one, status if status is not None and status.get("ota_job_id") == job_id else None
+            continue
+        info = str(part.get("Info", info))
+        complete = "Status" in part and "Info" not in part  # with a text comes the status of before the start
+        yield one, {"status": part["Status"], "additional_info": info} if complete else None
+
+
 def is_fetch(seen: Observation) -> bool:
     return seen.kind == "publish" and str(seen.data["topic"]).endswith("/otafetch")
 
@@ -184,13 +208,12 @@ def flow_of(seen: Iterable[Observation], job_id: str) -> Flow:
     line, failures, texts = "", [], []
     wrong = None
     expected_event: tuple[float, str] | None = None
-    for one in seen:
+    for one, status in reports_of(seen, job_id):
         if expected_event is not None and one.kind in ("publish", "event"):
             if one.kind != "event" or (one.t, one.data["data"]) != expected_event:
                 wrong = f"no event after the report '{expected_event}'"
             expected_event = None
-        status = status_of(one)
-        if status is None or status.get("ota_job_id") != job_id:
+        if status is None:
             continue
         info = str(status["additional_info"])
         texts.append(info)
@@ -263,6 +286,29 @@ def job_went_otherwise(context: Context, number: str, message: Message, good: Ca
     if restarts == [True, True]:
         _other_image_runs(context, number, message.boot + 1)
     return True
+
+
+def _other_outcome(
+    context: Context, number: str, boot: int, theirs: tuple[str, str] | None, ours: tuple[str, str]
+) -> None:
+    """Explains that a boot's initial report says another outcome, or one at all; and so does, of its status, the first
+    report after it."""
+    status, info = theirs or ("", "")
+    for missing, extra in list(context.pairs("publish")):
+        said, saying = ota_params_of(missing.seen), ota_params_of(extra.seen)
+        if said is None or saying is None or missing.seen.boot != boot:
+            continue
+        if missing.seen.data["topic"] != extra.seen.data["topic"]:
+            continue
+        if str(missing.seen.data["topic"]).endswith("/init"):
+            if said == {**said, "Status": status, "Info": info} and saying == {
+                **said,
+                "Status": ours[0],
+                "Info": ours[1],
+            }:
+                context.explain(number, missing, extra)
+        elif said.get("Status") == (None if theirs is None else status) and saying == {**said, "Status": ours[0]}:
+            context.explain(number, missing, extra)
 
 
 def _nonsense(context: Context, message: Message, theirs: list[Observation]) -> bool:
@@ -775,7 +821,9 @@ def busy_until_restart(context: Context) -> None:
 def _other_image_boots(context: Context, second: Message) -> None:
     """The reference boots the second job's image under the second job's id; ours the first one's."""
     first = [one for one in context.messages if (one.boot, one.step) < (second.boot, second.step)]
-    if first and second.job_id is not None and first[-1].job_id is not None:
+    if first and second.by_params:
+        _other_image_runs(context, "Q14", second.boot + 1)
+    elif first and second.job_id is not None and first[-1].job_id is not None:
         _other_image_runs(context, "Q14", second.boot + 1, {second.job_id: first[-1].job_id})
 
 
@@ -830,6 +878,16 @@ def outcome_is_kept(context: Context) -> None:
         for stored in context.missing("stored"):
             if stored.seen.data["key"].split("/")[1] in ("rmaker_ota_id", "ota_fail_jid", "ota_fail_rsn"):
                 context.explain("Q16", stored)
+    final = {"SUCCESSFUL": "success", "REJECTED": "rejected", "FAILED": "failed"}
+    for one in list(context.extra("publish")):
+        before = [
+            seen.data
+            for seen in context.replay
+            if seen.kind == "event" and seen.boot < one.seen.boot and seen.data["data"]
+        ]
+        if ota_params_of(one.seen) is not None and before and before[-1]["event"] in final:
+            outcome = (final[before[-1]["event"]], str(before[-1]["data"]))
+            _other_outcome(context, "Q16", one.seen.boot, None, outcome)
 
 
 def _verdict_was_lost(context: Context, seen: Observation, status: Json) -> bool:
@@ -1134,6 +1192,7 @@ def rollback_to_factory(context: Context) -> None:
             if one.seen.data["key"].split("/")[1] in ("ota_update", "rmaker_ota_id")
         ]
         context.explain("Q28", *reports, *flags)
+        _other_outcome(context, "Q28", boot, None, ("rejected", ROLLED_BACK_INFO))
 
 
 @rule(
@@ -1217,6 +1276,15 @@ def runs_without_confirmation(context: Context) -> None:
                 SUCCESS_INFO,
             ):
                 context.explain("Q35", lost, found)
+
+    for lost, found in list(context.pairs("event")):
+        boot = lost.seen.boot
+        if (lost.seen.data["data"], found.seen.data["data"]) != (ROLLED_BACK_INFO, SUCCESS_INFO):
+            continue
+        if context.config(boot)["workflow"] == "params" and _installed_slot_runs(context, boot):
+            context.explain("Q35", lost, found)
+            theirs, ours = ("rejected", ROLLED_BACK_INFO), ("success", SUCCESS_INFO)
+            _other_outcome(context, "Q35", boot, theirs, ours)
 
 
 def _installed_slot_runs(context: Context, boot: int) -> bool:
@@ -1335,6 +1403,7 @@ def failed_without_way_back(context: Context) -> None:
                 )
             ),
         )
+        _other_outcome(context, "Q40", boot, None, ("failed", info))
 
 
 @rule(

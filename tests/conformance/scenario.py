@@ -18,12 +18,13 @@ _ID = re.compile(rb'"ota_job_id"\s*:\s*"((?:[^"\\]|\\.)*)"')
 
 @dataclass(frozen=True)
 class Message:
-    """An ``otaurl`` message that was given to the node."""
+    """An ``otaurl`` message that was given to the node, or a write of an address to the OTA service."""
 
     boot: int
     step: int  # its number among the steps of that boot
     t: float
     payload: bytes
+    by_params: bool = False
 
     @property
     def job_id(self) -> str | None:
@@ -42,6 +43,8 @@ class Message:
             )
         except (ValueError, ZeroDivisionError, RecursionError):
             return None
+        if isinstance(value, dict) and self.by_params:
+            return {"url": value["OTA"]["URL"]}
         return value if isinstance(value, dict) else None
 
     def field(self, name: str) -> Any:
@@ -120,6 +123,11 @@ def _find_messages(scenario: Scenario) -> None:
         if step["do"] == "message" and step["topic"].endswith("otaurl"):
             payload = bytes.fromhex(step["payload_hex"]) if "payload_hex" in step else step["payload"].encode()
             scenario.messages.append(Message(boot, steps, record["t"], payload))
+        if step["do"] == "message" and step["topic"].endswith("params/remote"):
+            payload = bytes.fromhex(step["payload_hex"]) if "payload_hex" in step else step["payload"].encode()
+            with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+                if isinstance(json.loads(payload)["OTA"]["URL"], str):
+                    scenario.messages.append(Message(boot, steps, record["t"], payload, by_params=True))
 
 
 def _follow_marker(scenario: Scenario) -> None:

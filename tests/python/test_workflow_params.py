@@ -403,6 +403,18 @@ def test_a_refused_report_is_tried_again_with_what_came_meanwhile() -> None:
     assert driver.timers == {}
 
 
+def test_in_strict_mode_a_refused_report_is_dropped() -> None:
+    driver = Driver(OtaOptions(strict=True), accept=False)
+    device = lamp(driver)
+    driver.come_up()
+    device["Power"].update(True)
+    assert driver.call(CallReportParams) == EspErr.FAIL
+    assert driver.timers == {}
+    driver.accept = True
+    assert driver.call(CallReportParams) == EspErr.OK
+    assert said(driver.done) == [{"Lamp": {"Power": True}}]  # that of the refused one
+
+
 def test_a_refused_initial_report_is_tried_again() -> None:
     driver = Driver(accept=False)
     lamp(driver)

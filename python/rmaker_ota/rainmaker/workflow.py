@@ -109,7 +109,7 @@ class OtaOptions:
     allow_http: bool = False  # Q19
     fetch_after_reconnect: bool = True  # Q17
     report_attempt_failures: bool = True  # Q31; False: they go out as in-progress, and one final `failed`
-    strict: bool = False  # do exactly what the reference does where an addition could be seen (Q17)
+    strict: bool = False  # do exactly what the reference does where an addition could be seen (Q17, refused params)
     type: str = "topics"  # where jobs come from; "both": each workflow may be enabled once, beside the other
 
     def __post_init__(self) -> None:
@@ -1159,7 +1159,7 @@ class Workflow:
         def done(answer: PublishResult) -> None:
             if answer.accepted:
                 self._params_sent(answer, result)
-            else:
+            elif not self._options.strict:
                 self._params.put_back(taken)
                 self._retry_params()
             then(EspErr.OK if answer.accepted else EspErr.FAIL)
@@ -1180,10 +1180,10 @@ class Workflow:
             return
 
         def done(answer: PublishResult) -> None:
-            self._init_waits = not answer.accepted
+            self._init_waits = not answer.accepted and not self._options.strict
             if answer.accepted:
                 self._params_sent(answer, OtaType.USING_PARAMS in self._enabled)
-            else:
+            elif self._init_waits:
                 self._retry_params()
 
         self._publish(topics.params_local_init, payload, done)
