@@ -151,6 +151,40 @@ TEST(any_rate_can_be_set_and_a_terminal_without_lines_says_so) {
     close(line.master);
 }
 
+typedef struct pins {
+    int calls, errnum;
+    bool dtr, rts;
+} pins;
+
+static int drive_pins(void *user, bool dtr, bool rts) {
+    pins *self = user;
+    self->calls++;
+    self->dtr = dtr;
+    self->rts = rts;
+    return self->errnum;
+}
+
+TEST(pins_of_the_caller_stand_in_for_the_control_lines) {
+    pins driven = {0};
+    pty line = make_pty();
+    ota_serial_options options = {.set_lines = drive_pins, .lines_user = &driven};
+    ota_serial *serial = open_line(line.path, &options);
+    CHECK(serial->has_lines);
+    CHECK_EQ(driven.calls, 0);
+    CHECK_EQ(serial->ops->set_lines(serial, true, false), 0);
+    CHECK(driven.dtr && !driven.rts);
+    CHECK_EQ(serial->ops->set_lines(serial, false, true), 0);
+    CHECK(!driven.dtr && driven.rts);
+    CHECK_EQ(serial->line_changes, 2);
+    driven.errnum = EIO;
+    CHECK_EQ(serial->ops->set_lines(serial, false, false), ENODEV);
+    CHECK_EQ(serial->line_changes, 2);
+    CHECK_EQ(serial->ops->reopen(serial, UINT64_MAX), 0);
+    CHECK(serial->has_lines);
+    serial->ops->close(serial);
+    close(line.master);
+}
+
 TEST(a_line_that_was_unplugged_says_so_to_every_call) {
     uint8_t buf[8];
     size_t got;
@@ -427,6 +461,7 @@ int main(void) {
     RUN(a_silent_line_reads_nothing_at_its_deadline);
     RUN(a_receiver_that_takes_nothing_ends_a_write_at_its_deadline);
     RUN(any_rate_can_be_set_and_a_terminal_without_lines_says_so);
+    RUN(pins_of_the_caller_stand_in_for_the_control_lines);
     RUN(a_line_that_was_unplugged_says_so_to_every_call);
     RUN(a_wake_ends_what_waits_and_sticks_until_rearmed);
     RUN(a_port_in_use_is_refused_and_the_holder_named);

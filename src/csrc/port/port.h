@@ -195,8 +195,12 @@ enum {
 typedef struct ota_serial_options {
     uint32_t baud;               /* 0: OTA_SERIAL_BAUD */
     uint32_t connect_timeout_ms; /* of a socket, for each address; 0: 10 s */
-    bool keep_lines;        /* leave both lines as opening sets them (asserted); otherwise both are released at once */
-    ota_fault *fault;       /* must outlive the line */
+    bool keep_lines;  /* leave both lines as opening sets them (asserted); otherwise both are released at once */
+    ota_fault *fault; /* must outlive the line */
+    /* Drives the chip's reset and boot pins in place of the port's own control lines, as a gateway does by GPIO; DTR asserted
+     * pulls the boot pin low, RTS asserted the reset pin, both the same: neither. 0 or an errno. NULL: the port's lines. */
+    int (*set_lines)(void *user, bool dtr, bool rts);
+    void *lines_user;
     const char *sysfs_root; /* NULL: "/sys"; where the device behind a tty is looked up. For tests */
     const char *dev_root;   /* NULL: "/dev" */
 } ota_serial_options;

@@ -42,6 +42,8 @@ typedef struct posix_serial {
     int wake_fd;
     bool is_socket;
     bool keep_lines;
+    int (*drive_lines)(void *user, bool dtr, bool rts); /* NULL: the tty's own */
+    void *lines_user;
     uint32_t wanted_baud; /* what reopen sets again */
     uint32_t connect_timeout_ms;
     atomic_bool woken;
@@ -227,7 +229,7 @@ static int serial_set_lines(ota_serial *serial, bool dtr, bool rts) {
     if (!serial->has_lines) {
         return ENOTTY;
     }
-    errnum = set_lines(self->fd, dtr, rts);
+    errnum = self->drive_lines != NULL ? self->drive_lines(self->lines_user, dtr, rts) : set_lines(self->fd, dtr, rts);
     if (errnum == 0) {
         serial->line_changes++;
     }
@@ -396,10 +398,11 @@ static int open_tty(posix_serial *self, const char *path) {
         goto fail;
     }
     int lines;
-    self->base.has_lines = ioctl(fd, TIOCMGET, &lines) == 0;
-    if (self->base.has_lines && !self->keep_lines && set_lines(fd, false, false) != 0) {
-        self->base.has_lines = false;
+    bool has_own_lines = ioctl(fd, TIOCMGET, &lines) == 0;
+    if (has_own_lines && !self->keep_lines && set_lines(fd, false, false) != 0) {
+        has_own_lines = false;
     }
+    self->base.has_lines = has_own_lines || self->drive_lines != NULL;
     errnum = set_mode(fd, TCSETS2, self->wanted_baud, &self->base.baud);
     if (errnum == 0 && !is_near(self->base.baud, self->wanted_baud)) {
         errnum = EINVAL;
@@ -702,6 +705,9 @@ ota_status ota_port_serial_open(const char *port, const ota_serial_options *opti
     self->base.fault = options->fault;
     self->fd = -1;
     self->keep_lines = options->keep_lines;
+    self->drive_lines = options->set_lines;
+    self->lines_user = options->lines_user;
+    self->base.has_lines = options->set_lines != NULL;
     self->wanted_baud = baud;
     self->connect_timeout_ms = options->connect_timeout_ms != 0 ? options->connect_timeout_ms : CONNECT_TIMEOUT_MS;
     self->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
