@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import logging
 import math
 import os
 import re
@@ -44,6 +45,8 @@ from rmaker_ota.rainmaker.workflow import OPTION_RANGES, OtaOptions
 
 if TYPE_CHECKING:
     from rmaker_ota.credentials import Credentials
+
+log = logging.getLogger(__name__)
 
 PUBLIC_MQTT_HOST = "mqtt.rainmaker.espressif.com"
 MAX_STREAM_REQUEST = 131_072  # bytes asked for at once, as `rmaker_ota.rainmaker.streams` has it
@@ -79,6 +82,7 @@ class NodeSection:
     platform: str = "linux"
     network_id: str | None = None  # 8 upper-case hex digits
     groups: bool = False  # the service by which a node is made a member of a group
+    connectivity: bool = False  # the service that tells users whether the node is connected
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +117,8 @@ class MqttSection:
 class OtaSection(OtaOptions):
     """How updates are done: the rules' options (`OtaOptions`) and those of connection, download and storage.
 
-    Sizes are bytes unless the name says otherwise. Options that configure parts this program leaves to the operating
-    system (``sntp_server``) or does not have (``max_param_data_size``, ``connectivity_*``) are accepted so that one
-    file serves both, and have no effect.
+    Sizes are bytes unless the name says otherwise. Options of `WITHOUT_EFFECT` are accepted, so that one file serves
+    both, and said to have none.
     """
 
     type: str = _one_of("topics", "topics", "params", "both")
@@ -159,10 +162,10 @@ class OtaSection(OtaOptions):
     # Where a device has its credentials, see [mqtt] nvs.
     factory_partition: str = "fctry"
     factory_namespace: str = "rmaker_creds"
+    connectivity_report_delay_s: int = _in_range(5, 0, 30)  # see [node] connectivity
     # Accepted, without effect here.
     sntp_server: str = "pool.ntp.org"
     max_param_data_size: int = _in_range(1024, 64, 8192)
-    connectivity_report_delay_s: int = _in_range(5, 0, 30)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +229,12 @@ _SECTIONS: dict[str, type] = {
 SUB_DEVICE = "sub_device"
 _SUB_DEVICE_SECTIONS = ("node", "mqtt", "ota", "target", "state", "metrics")
 _CREDENTIALS = ("credentials", "cert", "key", "nvs", "nvs_keys")  # one node's own, never another's
+
+# [ota] options that have no effect, and why.
+WITHOUT_EFFECT: dict[str, str] = {
+    "sntp_server": "the operating system keeps the time",
+    "max_param_data_size": "reports are as long as they have to be",
+}
 
 # [ota] name of the firmware -> [mqtt] name of the same thing
 _SAME: dict[str, str] = {
@@ -316,6 +325,9 @@ def parse_config(
         if not isinstance(tables[name], Mapping):
             reader.fail(name, tables[name], f"a section [{name}]")
     values = {name: reader.section(name, kind, tables.get(name, {})) for name, kind in _SECTIONS.items()}
+    for key, reason in WITHOUT_EFFECT.items():
+        if key in values["ota"]:
+            log.warning("%s: [ota] %s has no effect: %s", source, key, reason)
     _merge_same(reader, values)
     ota, mqtt = values["ota"], values["mqtt"]
     if "server_cert" in ota:

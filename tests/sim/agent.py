@@ -56,9 +56,9 @@ main(sys.argv[1:])
 
 
 class Cloud:
-    """What the cloud hears of the nodes, and says to one."""
+    """What the cloud hears of the nodes, and says to one. ``plain``: without Basic Ingest."""
 
-    def __init__(self, broker: Mosquitto, node_id: str = NODE_ID) -> None:
+    def __init__(self, broker: Mosquitto, node_id: str = NODE_ID, *, plain: bool = False) -> None:
         identity = broker.identity("cloud")
         self.node_id = node_id
         self.heard: queue.Queue[tuple[str, dict[str, Any]]] = queue.Queue()
@@ -76,7 +76,8 @@ class Cloud:
             )
         )
         for rule, suffix in RULES:
-            self._transport.subscribe(f"$aws/rules/{rule}/node/{node_id}/{suffix}")
+            prefix = "" if plain else f"$aws/rules/{rule}/"
+            self._transport.subscribe(f"{prefix}node/{node_id}/{suffix}")
 
     def __enter__(self) -> Self:
         self._transport.start(self)
@@ -92,6 +93,11 @@ class Cloud:
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._transport.stop(0.1)
+
+    def subscribe(self, topic: str) -> None:
+        """Hears of another topic too, from when it returns on."""
+        self._transport.subscribe(topic)
+        self.wait_connected_again()
 
     def wait_connected_again(self) -> None:
         """After the broker came back: waits until nothing is missed any more."""

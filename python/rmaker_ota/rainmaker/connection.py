@@ -22,7 +22,7 @@ def username(ota: OtaSection, node_id: str) -> str:
         import uuid
 
         uid = f"{uuid.getnode():012X}"
-    names = f"{ota.mqtt_product_name}|{ota.mqtt_product_version}"[: 37 - len(uid) + 1]
+    names = f"{ota.mqtt_product_name}|{ota.mqtt_product_version}"[: 37 - len(uid)]
     return f"?Platform=APN3|A0|RM|{ota.mqtt_product_sku}|{names}|{uid}"[:64]
 
 
@@ -44,6 +44,18 @@ def _tls(config: NodeConfig, alpn: str | None) -> TlsFiles:
     return TlsFiles(mqtt.cert, mqtt.key, mqtt.ca, alpn)
 
 
+def publish_budget(ota: OtaSection) -> PublishBudget | None:
+    """How many messages may be published (specification, section 8.6); None: any number."""
+    if not ota.mqtt_budgeting:
+        return None
+    return PublishBudget(
+        ota.mqtt_default_budget,
+        ota.mqtt_max_budget,
+        float(ota.mqtt_budget_revive_period_s),
+        ota.mqtt_budget_revive_count,
+    )
+
+
 def make_transport(config: NodeConfig) -> Transport:
     """The MQTT connection a configuration describes; not yet started."""
     from rmaker_ota.rainmaker.transport_paho import Connection, PahoTransport  # and with it paho
@@ -51,12 +63,6 @@ def make_transport(config: NodeConfig) -> Transport:
     mqtt, ota = config.mqtt, config.ota
     assert mqtt.host is not None
     alpn = (ALPN if mqtt.port == 443 else None) if mqtt.alpn is None else mqtt.alpn or None
-    budget = PublishBudget(
-        ota.mqtt_default_budget,
-        ota.mqtt_max_budget,
-        float(ota.mqtt_budget_revive_period_s),
-        ota.mqtt_budget_revive_count,
-    )
     node_id = config.node.id or ""
     return PahoTransport(
         Connection(
@@ -71,6 +77,6 @@ def make_transport(config: NodeConfig) -> Transport:
             reconnect_min_s=mqtt.reconnect_min_s,
             reconnect_max_s=mqtt.reconnect_max_s,
         ),
-        budget=budget if ota.mqtt_budgeting else None,
+        budget=publish_budget(ota),
         max_subscriptions=ota.max_mqtt_subscriptions,
     )

@@ -37,7 +37,7 @@ from rmaker_ota.rainmaker.attempt import Attempt, InstallationFactory
 from rmaker_ota.rainmaker.connection import make_transport
 from rmaker_ota.rainmaker.events import Event, Events
 from rmaker_ota.rainmaker.loop import Clock, Loop, SystemClock
-from rmaker_ota.rainmaker.params import Device, Groups, Params, Write
+from rmaker_ota.rainmaker.params import Connectivity, Device, Groups, Params, Write
 from rmaker_ota.rainmaker.store import SqliteStore, Store, Value
 from rmaker_ota.rainmaker.stream_attempt import StreamAttempt, StreamInput
 from rmaker_ota.rainmaker.timezone import load_timezone, local_minute
@@ -106,6 +106,11 @@ class _ReportConfig:
 @dataclass(frozen=True)
 class _ConfigChanged:
     """There is another device or service."""
+
+
+@dataclass(frozen=True)
+class _ReportConnected:
+    """The connection has lasted."""
 
 
 @dataclass(frozen=True)
@@ -231,10 +236,13 @@ class Node:
                 )
                 kept = self._store.items()
                 self._keep_job_id(kept.get(rules.KEY_JOB_ID))
+                self._group_id = kept.get(rules.KEY_GROUP_ID)
                 self.params = Params()
                 self.params.reporter = lambda: raise_for(self._call(rules.CallReportParams), "report")
                 if config.node.groups:
                     self.params.add(Groups())
+                if config.node.connectivity:
+                    self.params.add(Connectivity())
                 self._workflow = rules.Workflow(config.ota, self._info, self._boot, kept, self.params)
                 self._transport = transport if transport is not None else make_transport(config)
             except BaseException:
@@ -284,6 +292,7 @@ class Node:
                 raise StateError("a node starts once")
             self._mqtt_started = True
         self._post_event(RMAKER_EVENT_BASE, RmakerEvent.INIT_DONE)
+        self._set_will()
         self._transport.start(self._listener)
 
     def run(self) -> Outcome:
@@ -535,11 +544,18 @@ class Node:
                 if isinstance(self._attempt, StreamAttempt):
                     self._attempt.connected()
                 self._report_config()
+                if self.params.connectivity is not None:
+                    # Not at once: the broker may send the will of the connection before only now (section 8.5).
+                    self._loop.start_timer(
+                        _ReportConnected, self.config.ota.connectivity_report_delay_s, _ReportConnected()
+                    )
             case _MqttDisconnected():
                 self._post_event(COMMON_EVENT_BASE, CommonEvent.MQTT_DISCONNECTED)
                 self._is_online = False
                 if isinstance(self._attempt, StreamAttempt):
                     self._attempt.disconnected()
+                self._loop.stop_timer(_ReportConnected)
+                self._set_will()
                 self._feed(rules.Disconnected())
             case _MqttMessage(topic, payload):
                 self._listener.taken()
@@ -556,6 +572,10 @@ class Node:
                     self._attempt.handle(item)
             case _ReportConfig():
                 self._report_config()
+            case _ReportConnected():
+                if self.params.connectivity is not None:
+                    self.params.connectivity["Connected"].put(True)
+                    self._feed(rules.CallReportParams(0))
             case _ConfigChanged():
                 self._config_due = True
                 self._report_config()
@@ -588,11 +608,15 @@ class Node:
 
     def _now(self) -> rules.Now:
         unix = self._clock.unix()
-        return rules.Now(unix, self._clock.monotonic(), local_minute(unix, self._zone))
+        return rules.Now(unix, self._clock.monotonic(), self._minute_at(unix), self._minute_at)
+
+    def _minute_at(self, unix: float) -> int:
+        return local_minute(unix, self._zone)
 
     def _update_store(self, changes: Mapping[str, Value | None]) -> None:
         if rules.KEY_JOB_ID in changes:
             self._keep_job_id(changes[rules.KEY_JOB_ID])
+        self._group_id = changes.get(rules.KEY_GROUP_ID, self._group_id)
         try:
             self._store.update(changes)
         except OtaError as error:
@@ -674,6 +698,22 @@ class Node:
 
     def _post_event(self, base: str, event: int, data: str | int | None = None) -> None:
         self.events.post(Event(base, event, data))
+
+    def _connected_message(self) -> tuple[str, bytes] | None:
+        """Topic and payload that say the node is gone; None without the service."""
+        service = self.params.connectivity
+        if service is None:
+            return None
+        kept = self._group_id if self.params.groups is not None else None
+        group = kept if isinstance(kept, str) and messages.valid_group_id(kept) else ""
+        payload = messages.params_payload({service.name: {"Connected": False}})
+        assert payload is not None
+        return messages.Topics(self._info.node_id, basic_ingest=False).params_local_of(group), payload
+
+    def _set_will(self) -> None:
+        will = self._connected_message()
+        if will is not None:
+            self._transport.set_will(*will)
 
     def _report_config(self) -> None:
         """Node configuration, parameters, and once: started (specification, section 2.2)."""
@@ -845,6 +885,7 @@ class Node:
                 steps.callback(self._answer_all, answer)
                 steps.callback(self._stop_loop)
                 steps.callback(self._transport.stop, timeout_s)
+                steps.callback(self._say_goodbye)
                 steps.callback(self._stop_attempt)
         finally:
             with _default_lock:
@@ -856,6 +897,13 @@ class Node:
         attempt = self._attempt
         if attempt is not None and not attempt.cancel(10.0):
             log.error("the download does not end")
+
+    def _say_goodbye(self) -> None:
+        """The broker keeps the will to itself where a node leaves in order."""
+        will = self._connected_message()
+        if will is not None and self._transport.is_connected:
+            with contextlib.suppress(PublishRefused):
+                self._transport.publish(*will)
 
     def _stop_loop(self) -> None:
         if not self._loop.is_current():

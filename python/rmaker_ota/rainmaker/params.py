@@ -31,6 +31,7 @@ MAX_TEXT = 32 * 1024  # bytes of JSON one value may have; a message of AWS IoT h
 MAX_NAME = 256  # characters
 OTA_SERVICE = "OTA"
 GROUPS_SERVICE = "Groups"
+CONNECTIVITY_SERVICE = "Connectivity"
 
 _INT64 = range(-(2**63), 2**63)
 _DATA_TYPES: dict[str, type] = {"bool": bool, "int": int, "float": float, "string": str, "object": dict, "array": list}
@@ -319,6 +320,18 @@ class Groups(Service):
         return str(self["GroupID"].value)
 
 
+class Connectivity(Service):
+    """The service that tells users whether a node is connected: true a while after each connect, false by the broker,
+    which is given that message when the node connects (section 8.5)."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            CONNECTIVITY_SERVICE,
+            "esp.service.connectivity",
+            [Param("Connected", "esp.param.connected", False, properties=("read",))],
+        )
+
+
 def ota_service() -> Service:
     """The service of the params workflow (section 3.1)."""
     return Service(
@@ -365,6 +378,11 @@ class Params:
     def groups(self) -> Groups | None:
         """The service `Groups`, if it was added."""
         return next((one for one in self._all if isinstance(one, Groups)), None)
+
+    @property
+    def connectivity(self) -> Connectivity | None:
+        """The service `Connectivity`, if it was added."""
+        return next((one for one in self._all if isinstance(one, Connectivity)), None)
 
     def add(self, device: Device) -> None:
         """Adds a device or a service.

@@ -130,6 +130,7 @@ class Transport(ABC):
         self._lock = threading.Lock()
         self._subscriptions: dict[str, int] = {}
         self._last_id = 0
+        self._will: tuple[str, bytes] | None = None
 
     @abstractmethod
     def start(self, listener: Listener) -> None:
@@ -166,6 +167,16 @@ class Transport(ABC):
             message_id = self._last_id
             self._send(message_id, topic, payload, qos)
         return message_id
+
+    def set_will(self, topic: str, payload: bytes) -> None:
+        """The message the broker publishes, with QoS 1, when it loses this node; counts from the next connect on.
+
+        Raises:
+            ArgumentError: not a topic.
+        """
+        check_topic(topic)
+        with self._lock:
+            self._will = (topic, payload)
 
     def subscribe(self, topic_filter: str, *, qos: int = 1) -> None:
         """Subscribes now, or at the next connect, and again at every later one.
@@ -238,6 +249,7 @@ class MemoryTransport(Transport):
         self.acknowledge_all = acknowledge
         self.refuse: Callable[[], bool] = lambda: False
         self.sent: list[Sent] = []  # what reached the broker, in order
+        self.will: tuple[str, bytes] | None = None  # that of the connection
         self._changed = threading.Condition()
         self._waiting: list[Sent] = []  # published and not acknowledged, in order
         self._listener: Listener | None = None
@@ -295,6 +307,7 @@ class MemoryTransport(Transport):
         with self._lock:
             assert not self._online
             self._online = True
+            self.will = self._will
             if self._budget is not None:
                 self._budget.connected(self._clock())
             for topic_filter, qos in self._subscriptions.items():

@@ -325,6 +325,10 @@ class PahoTransport(Transport):
         client = self._client
         self._refusal = self._ended_by = None
         self._write_blocked = False
+        with self._lock:
+            will = self._will
+        if will is not None:
+            client.will_set(*will, qos=1)
         try:
             client.reconnect()  # calls `_open_socket`
         except _Stopped:

@@ -160,11 +160,13 @@ class BootFacts:
 @dataclass(frozen=True, slots=True)
 class Now:
     """The moment an input is handled at. ``unix`` and ``monotonic`` in seconds; ``local_minute``: minutes since local
-    midnight in the node's time zone, daylight saving included (0 to 1439)."""
+    midnight in the node's time zone, daylight saving included (0 to 1439). ``minute_at``: the same for any other moment
+    in Unix seconds; None: it is taken that no clock is put forward or back."""
 
     unix: float
     monotonic: float
     local_minute: int
+    minute_at: Callable[[float], int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -1765,7 +1767,8 @@ class Workflow:
         wait = minutes_to_window(limits.window_start, limits.window_end, self._now.local_minute)
         if wait == 0:
             return True
-        return self._delay("Not within download window.", wait * 60 + WINDOW_BUFFER_S)
+        seconds = seconds_to_window(limits.window_start, wait, self._now)
+        return self._delay("Not within download window.", seconds + WINDOW_BUFFER_S)
 
     def _delay(self, info: str, seconds: int) -> bool:
         self._report(OtaStatus.DELAYED, info)
@@ -1974,6 +1977,26 @@ def minutes_to_window(start: int, end: int, now: int) -> int:
         return 0
     wait = start - now
     return wait if wait > 0 else wait + 1440
+
+
+def seconds_to_window(start: int, wait: int, now: Now) -> int:
+    """Seconds until the local clock shows the begin of a window, where it is put forward or back in between.
+
+    The firmware counts minutes, comes an hour late after the night of one spring day, and may find the window closed.
+
+    Args:
+        start: begin of the window, minutes since local midnight.
+        wait: minutes until then as `minutes_to_window` counts them.
+        now: the moment.
+    """
+    seconds = wait * 60
+    if now.minute_at is None or not 0 <= start < 1440:
+        return seconds
+    early = (start - now.minute_at(now.unix + seconds) + 720) % 1440 - 720
+    corrected = seconds + early * 60
+    if corrected > 0 and now.minute_at(now.unix + corrected) == start:
+        return corrected
+    return seconds  # that hour does not exist on this day: what is shown then is looked at anew
 
 
 def _describe(event: AttemptFailed, over_mqtt: bool) -> str:
