@@ -34,6 +34,7 @@ from rmaker_ota.rainmaker.types import OTA_EVENT_BASE, OtaEvent, OtaType
 from rmaker_ota.targets import open_target
 from rmaker_ota.targets.base import BootState
 from rmaker_ota.targets.create import create_flash_image
+from tests.python.test_stream_attempt import World as StreamWorld
 from tests.python.test_transport import Heard, RawBroker
 from tests.sim import https_server as sim
 from tests.sim.https_server import HttpsServer
@@ -96,6 +97,7 @@ SPECIFICATION = {
 
 RULES = "rainmaker/workflow.py"
 ATTEMPT = "rainmaker/attempt.py"
+STREAM = "rainmaker/stream_attempt.py"
 CONNECTION = "rainmaker/connection.py"
 NODE = "rainmaker/node.py"
 CONFIGURATION = "config.py"
@@ -126,6 +128,13 @@ WHERE = {
     "report_attempt_failures": RULES,
     "strict": RULES,
     "mqtt_use_basic_ingest": RULES,
+    "ota_transport": RULES,
+    "mqtt_ota_block_size": STREAM,
+    "mqtt_ota_blocks_per_request": STREAM,
+    "mqtt_ota_max_retries": STREAM,
+    "mqtt_ota_block_wait_s": STREAM,
+    "mqtt_ota_window": STREAM,
+    "mqtt_ota_flavour": STREAM,
     "http_rx_buffer_size": ATTEMPT,
     "http_connect_timeout_s": ATTEMPT,
     "http_stall_timeout_s": ATTEMPT,
@@ -161,15 +170,6 @@ WHERE = {
     "sntp_server": CONFIGURATION,
 }
 
-# Of images over MQTT.
-NOT_BUILT_IN = {
-    "ota_transport",
-    "mqtt_ota_block_size",
-    "mqtt_ota_blocks_per_request",
-    "mqtt_ota_max_retries",
-    "mqtt_ota_block_wait_s",
-}
-
 # Option -> tests that show its effect, as module::function. Those of this file are added by `shows`.
 EFFECTS: dict[str, list[str]] = {
     "http_rx_buffer_size": ["tests/csrc/test_source_http.c::no_more_is_taken_at_once_than_the_receive_buffer_holds"],
@@ -178,6 +178,7 @@ EFFECTS: dict[str, list[str]] = {
     "mqtt_use_basic_ingest": [
         "tests.flows.test_options::test_without_basic_ingest_the_cloud_is_reached_by_plain_topics"
     ],
+    "mqtt_ota_flavour": ["tests.python.test_stream_attempt::test_an_image_arrives_in_the_slot_and_boots"],
     "factory_partition": ["tests.python.test_credentials::test_other_names_and_other_sources_of_id_and_host"],
     "factory_namespace": ["tests.python.test_credentials::test_other_names_and_other_sources_of_id_and_host"],
 }
@@ -248,8 +249,8 @@ def test_every_option_has_its_place_and_a_test_that_shows_its_effect() -> None:
     options = {each.name for each in dataclasses.fields(OtaSection)}
     assert set(SPECIFICATION.values()) <= options
     assert len(SPECIFICATION) == 49
-    assert set(WHERE) == options - NOT_BUILT_IN
-    assert set(EFFECTS) == options - NOT_BUILT_IN
+    assert set(WHERE) == options
+    assert set(EFFECTS) == options
     package = Path(workflow.__file__).parents[1]
     for option, file in WHERE.items():
         text = (package / file).read_text(encoding="utf-8")
@@ -827,6 +828,83 @@ def test_what_is_set_reaches_the_installer(tmp_path: Path, monkeypatch: pytest.M
     assert installer._http.max_bytes_per_s == 1 << 30
     assert installer._http.receive_buffer == 4096
     assert installer._options.read_back
+
+
+# ---- Images over MQTT -------------------------------------------------------------------------------------------
+
+
+@shows("ota_transport")
+def test_the_built_in_handler_follows_the_transport(tmp_path: Path, make: MakeWorld) -> None:
+    world = online(make(ota_transport="https"))
+    world.scripts.append(good())
+    world.deliver_job(stream_id="S1")
+    assert world.statuses()[0][1] == "Starting OTA Upgrade (HTTPS attempt 1/3)"
+    stream = StreamWorld(tmp_path, ota_transport="mqtt")
+    try:
+        stream.boot()
+        stream.job()
+        stream.wait("Rebooting into new firmware (after 1 MQTT attempt)")
+        assert stream.reports[0] == "Starting OTA Upgrade (MQTT attempt 1/3)"
+    finally:
+        stream.stop()
+
+
+@shows("mqtt_ota_block_size", "mqtt_ota_blocks_per_request")
+@pytest.mark.parametrize(("size", "count"), [(256, 1), (512, 4), (4096, 2), (1000, 3)])
+def test_blocks_are_asked_for_in_this_size_and_number(tmp_path: Path, size: int, count: int) -> None:
+    stream = StreamWorld(tmp_path, mqtt_ota_block_size=size, mqtt_ota_blocks_per_request=count)
+    try:
+        stream.boot()
+        stream.job()
+        stream.wait("Rebooting into new firmware (after 1 MQTT attempt)")
+    finally:
+        stream.stop()
+    blocks = -(-len(stream.file) // size)
+    asked = [one for one in stream.broker.requests if one.bitmap is not None]
+    assert {one.block_size for one in asked} == {size}
+    assert [(one.offset, one.count) for one in asked] == [
+        (first, min(count, blocks - first)) for first in range(0, blocks, count)
+    ]
+
+
+@shows("mqtt_ota_max_retries", "mqtt_ota_block_wait_s")
+@pytest.mark.parametrize(("retries", "seconds"), [(1, 5), (3, 10), (5, 30)])
+def test_a_missing_block_is_asked_for_so_often_after_so_long(tmp_path: Path, retries: int, seconds: int) -> None:
+    stream = StreamWorld(
+        tmp_path, mqtt_ota_max_retries=retries, mqtt_ota_block_wait_s=seconds, ota_max_retries=1, ota_autofetch=False
+    )
+    try:
+        node = stream.boot()
+        stream.broker.script = lambda request: [] if request.bitmap else stream.broker.blocks(request)
+        stream.job()
+        stream.wait_requests(2)
+        for number in range(1, retries + 1):
+            node.settle()
+            stream.clock.advance(seconds - 0.5)
+            assert len(stream.body_requests()) == number
+            stream.clock.advance(0.5)
+            stream.wait_requests(2 + number)
+        node.settle()
+        stream.clock.advance(seconds)
+        stream.wait("OTA Attempt 1/1 failed: OTA failed: ESP_FAIL")
+        assert len(stream.body_requests()) == retries + 1
+    finally:
+        stream.stop()
+
+
+@shows("mqtt_ota_window")
+@pytest.mark.parametrize("window", [1, 4])
+def test_so_many_requests_are_on_their_way_at_once(tmp_path: Path, window: int) -> None:
+    stream = StreamWorld(tmp_path, mqtt_ota_window=window, mqtt_ota_block_size=256, mqtt_ota_blocks_per_request=1)
+    try:
+        node = stream.boot()
+        stream.broker.script = lambda request: [] if request.bitmap else stream.broker.blocks(request)
+        stream.job()
+        stream.wait_requests(1 + window)
+        node.settle()
+        assert stream.body_requests() == [(number, 1) for number in range(window)]
+    finally:
+        stream.stop()
 
 
 # ---- Publishing -------------------------------------------------------------------------------------------------
