@@ -14,7 +14,7 @@ import gc
 import shutil
 import tempfile
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,15 @@ from rmaker_ota.errors import CancelledError, NotFoundError, OtaError, error_cla
 from rmaker_ota.esp_build import build_image
 from rmaker_ota.esp_err import EspErr
 from rmaker_ota.install import Installer
-from rmaker_ota.rainmaker.attempt import Attempt, Callbacks, Installation, make_installation
+from rmaker_ota.rainmaker.attempt import Attempt, Callbacks, Installation, InstallationFactory, make_installation
+from rmaker_ota.rainmaker.stream_attempt import StreamAttempt
+from rmaker_ota.rainmaker.streams import Action, Ready, Taken
+from rmaker_ota.rainmaker.streams import Input as StreamInputs
 from rmaker_ota.rainmaker.workflow import AttemptFailed, AttemptFinished, AttemptProgress, Input, StartAttempt
 from rmaker_ota.targets.base import BootState, Slot, Target
 from rmaker_ota.targets.esp32_image import Esp32ImageTarget
 from tests.conformance.http_twin import Body, HttpFailure, PowerCut
-from tests.conformance.platforms import Platform, Record, Running, Services
+from tests.conformance.platforms import Platform, Record, Running, Services, StreamServices
 
 Json = dict[str, Any]
 
@@ -58,6 +61,7 @@ class ChipPlatform(Platform):
         self._rollback = False
         self._entries: dict[str, tuple[int, int]] = {}
         self._attempt: Attempt | None = None
+        self._stream: _ChipStream | None = None
         self._baton = threading.Lock()
         self._baton.acquire()
 
@@ -201,6 +205,8 @@ class ChipPlatform(Platform):
     # -- Attempts
 
     def decide(self, attempt: int, accept: bool) -> None:
+        if self._stream is not None and self._stream.number == attempt:
+            self._stream.decide(None if accept else "refused")
         if self._attempt is not None and self._attempt.number == attempt:
             self._attempt.decide(None if accept else "refused")
 
@@ -244,6 +250,28 @@ class ChipPlatform(Platform):
                 push.fail(_error(failure))
             attempt.join()
         self._attempt = None
+
+    def stream(self, action: StartAttempt, section: OtaSection, services: StreamServices) -> StreamAttempt:
+        self._stream = _ChipStream(self, services.real(action, self.contents(services.image)), section, services)
+        return self._stream
+
+    def pump(self, stream: StreamAttempt) -> None:
+        assert isinstance(stream, _ChipStream)
+        stream.pump()
+
+    @property
+    def target(self) -> Esp32ImageTarget:
+        assert self._target is not None
+        return self._target
+
+    def take_baton(self, event: object, post: Callable[[Any], None]) -> None:
+        """Something the engine's thread tells."""
+        with self._baton:
+            if isinstance(event, AttemptFailed) and event.errno == errno.EIO and self._fault is not None:
+                event = replace(event, esp_err=int(EspErr.FLASH_OP_FAIL), errno=0)
+            if isinstance(event, AttemptFinished):
+                self._note_states(self.target)
+            post(event)
 
     def _begin(
         self,
@@ -303,6 +331,10 @@ class ChipPlatform(Platform):
             self._baton.acquire()
 
     def _end_attempt(self) -> None:
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            with self._hand_over():
+                assert stream.cancel(WAIT_S), "the attempt does not end"
         attempt, self._attempt = self._attempt, None
         if attempt is not None:
             with self._hand_over():
@@ -313,6 +345,92 @@ class ChipPlatform(Platform):
         if self._target is not None:
             self._target.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class _ChipStream(StreamAttempt):
+    """The node's attempt over MQTT; what the transfer hands out is carried by the world, not by a thread."""
+
+    def __init__(
+        self, platform: ChipPlatform, action: StartAttempt, section: OtaSection, services: StreamServices
+    ) -> None:
+        self._platform = platform
+        self._services = services
+        self._world = threading.get_ident()
+        super().__init__(
+            action,
+            platform.target,
+            section,
+            self._hear,
+            node_id=services.node_id,
+            transport=services.surroundings,
+            loop=services.surroundings,
+        )
+        self._source: ota_core.PushSource | None = None
+        self._has_begun = False
+
+    def _hear(self, event: object) -> None:
+        if threading.get_ident() == self._world:
+            self._services.post(event)
+            return
+        self._platform.take_baton(event, self._services.post)
+        if self._services.dark():
+            self.decide("the power is gone")
+            if not isinstance(event, AttemptFailed | AttemptFinished):
+                raise PowerCut
+
+    def _make_installation(self, source: ota_core.PushSource) -> InstallationFactory:
+        real = super()._make_installation(source)
+
+        def make(*arguments: Any) -> Installation:
+            installer = real(*arguments)
+            assert isinstance(installer, Installer)
+            installer._options = replace(installer._options, threads=False, buffer_count=2, progress_interval_s=3600.0)
+            return installer
+
+        return make
+
+    def _start_carrier(self, source: ota_core.PushSource) -> None:
+        self._source = source
+
+    def _perform(self, action: Action) -> StreamInputs | None:
+        answer = super()._perform(action)
+        if isinstance(action, Ready):
+            self.pump()
+        return answer
+
+    def pump(self) -> None:
+        while self._source is not None:
+            source = self._source
+            if not self._has_begun:
+                self._has_begun = True
+                item: Any = Ready(0, b"")
+            elif self._carried.empty():
+                return
+            else:
+                item = self._carried.get()
+            try:
+                with self._platform._hand_over():
+                    if isinstance(item, Ready):
+                        if item.data:
+                            source.write(item.data)
+                        source.drain()
+                    elif item is None:
+                        source.end()
+                    else:
+                        source.fail(item)
+            except CancelledError:
+                item = None
+            if not isinstance(item, Ready):
+                self._source = None
+                with self._platform._hand_over():
+                    assert self._attempt is not None
+                    self._attempt._thread.join(WAIT_S)
+                return
+            if item.data:
+                progress = self.progress()
+                if progress is not None and self._attempt is not None and self._attempt._gate_passed:
+                    self._services.post(AttemptProgress(self.number, progress.bytes_read))
+                self._feed(Taken(item.offset + len(item.data)))
 
 
 class _Attempt(Attempt):

@@ -11,6 +11,7 @@ went the way the specification has it, attempt by attempt, and ended as the rule
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -30,6 +31,7 @@ FETCH_DELAY_S = 5.0
 RETRY_S = (30.0, 60.0, 120.0, 240.0, 480.0)
 PUBACK_S = 60.0
 SECTOR = 4096
+HEADER_REQUEST = 289
 SUCCESS_INFO = "OTA Upgrade finished and verified successfully"
 ROLLED_BACK_INFO = "Firmware rolled back"
 NO_JSON = "Aborted. JSON Payload error"
@@ -190,13 +192,13 @@ class Flow:
 
 
 _PATTERNS = [
-    (re.compile(r"Starting OTA Upgrade \(HTTPS attempt (\d+)/\d+\)"), "in-progress", "A"),
+    (re.compile(r"Starting OTA Upgrade \((?:HTTPS|MQTT) attempt (\d+)/\d+\)"), "in-progress", "A"),
     (re.compile(r"Downloading Firmware Image()"), "in-progress", "D"),
     (re.compile(r"Downloaded \d+% Firmware Image()"), "in-progress", "p"),
     (re.compile(r"Firmware Image download complete()"), "in-progress", "C"),
     (re.compile(r"OTA Attempt (\d+)/\d+ failed: .*"), "failed", "F"),
-    (re.compile(r"Rebooting into new firmware \(after (\d+) HTTPS attempts?\)"), "in-progress", "R"),
-    (re.compile(r"HTTPS OTA Upgrade finished successfully \(after (\d+) attempts?\)"), "success", "S"),
+    (re.compile(r"Rebooting into new firmware \(after (\d+) (?:HTTPS|MQTT) attempts?\)"), "in-progress", "R"),
+    (re.compile(r"(?:HTTPS|MQTT) OTA Upgrade finished successfully \(after (\d+) attempts?\)"), "success", "S"),
     (re.compile(r".*()"), "rejected", "X"),
     (re.compile(r".*()"), "delayed", "L"),
     (re.compile(r".*()"), "failed", "E"),
@@ -243,6 +245,8 @@ def episode(context: Context, side: list[Observation], message: Message) -> list
 
 
 _JOB_KINDS = {
+    "subscribe",
+    "unsubscribe",
     "publish",
     "event",
     "http_connect",
@@ -309,6 +313,16 @@ def _other_outcome(
                 context.explain(number, missing, extra)
         elif said.get("Status") == (None if theirs is None else status) and saying == {**said, "Status": ours[0]}:
             context.explain(number, missing, extra)
+
+
+def _boots_at_another_time(context: Context, number: str, message: Message) -> None:
+    """A job that took another time: so do the restart and all that follows."""
+    moments = [
+        [one.t for one in side if one.kind == "boot" and one.boot == message.boot + 1]
+        for side in (context.reference, context.replay)
+    ]
+    if moments[0] and moments[1]:
+        _later(context, number, message.boot + 1, round(moments[1][0] - moments[0][0], 3))
 
 
 def _nonsense(context: Context, message: Message, theirs: list[Observation]) -> bool:
@@ -652,6 +666,8 @@ def json_parser(context: Context) -> None:
     for missing, extra in list(context.pairs("stored")):
         if missing.seen.data["key"] != extra.seen.data["key"]:
             continue
+        if not missing.seen.data["key"].endswith("/rmaker_ota_id"):
+            continue
         text = bytes.fromhex(str(missing.seen.data["value"])).decode("utf-8", "replace")
         if "\\" in text and str(_unescape(text)).encode().hex() == extra.seen.data["value"]:
             context.explain("Q10", missing, extra)
@@ -949,18 +965,36 @@ def stall(context: Context) -> None:
 @rule(
     "Q22",
     "Size and MD5 are checked after the download, the size that the server announces before it: a file that is "
-    "not the announced one fails with `Image validation failed`.",
+    "not the announced one fails with `Image validation failed`. Over MQTT what is no image at all fails so before it"
+    " is downloaded to its end, and one for another chip revision, which would not boot, is rejected as over HTTPS.",
 )
 def not_the_announced_file(context: Context) -> None:
     for message in context.messages:
+        if _other_revision(context, message):
+            job_went_otherwise(context, "Q22", message, lambda flow: flow.texts[-1:] == ["Chip revision mismatch"])
         if _mismatch(context, message):
             job_went_otherwise(context, "Q22", message, lambda flow: "Image validation failed" in flow.failures)
+
+
+def _other_revision(context: Context, message: Message) -> bool:
+    """Whether a stream holds an image for another revision of the chip."""
+    inputs = context.scenario.trace.inputs
+    if context.config(message.boot)["protocol"] != "mqtt":
+        return False
+    image = inputs["images"].get((inputs.get("stream_server") or {}).get("image", "new"), {})
+    revision = {"chip_revision": 4, **inputs.get("device", {})}["chip_revision"]
+    return not image.get("min_chip_rev", 0) <= revision <= image.get("max_chip_rev", 99)
 
 
 def _mismatch(context: Context, message: Message) -> bool:
     """Whether the announced size or checksum is not that of some file the server has."""
     inputs = context.scenario.trace.inputs
     behaviours = [*(inputs.get("https_server") or []), inputs.get("https_server_default") or {}]
+    if context.config(message.boot)["protocol"] == "mqtt":
+        image = inputs["images"][(inputs.get("stream_server") or {}).get("image", "new")]
+        behaviours = [inputs.get("stream_server") or {}]
+        if image.get("bad_magic"):
+            return True
     names = {one.get("image", "new") for one in behaviours}
     size = message.field("file_size")
     sizes = {
@@ -1006,7 +1040,9 @@ def _jumped_over(context: Context, seen: Observation, percent: int) -> bool:
         return False
     if _between_positions(context, seen, percent, size):
         return True
-    step = context.config(seen.boot)["http_rx_buffer_size"]
+    config = context.config(seen.boot)
+    over_mqtt = config["protocol"] == "mqtt"
+    step = config.get("mqtt_block_size", 4096) if over_mqtt else config["http_rx_buffer_size"]
     return all(100 * position // size != percent for position in range(0, size + step, step))
 
 
@@ -1047,10 +1083,13 @@ def kept_position(context: Context) -> None:
         resumed = sum(one.kind == "http_request" and (_offset(one.data["range"]) or 0) > 0 for one in context.replay)
         if theirs * 1024 - SECTOR * (1 + resumed) < ours <= theirs * 1024 + 1023:
             context.explain("Q24", missing, extra)
-    keys = ("ota_written", "ota_file_md5")
+    _stream_position(context)
+    keys = ("ota_written", "ota_file_md5", "mqtt_ota_off", "mqtt_ota_md5")
     position = [one for one in context.missing("stored") if one.seen.data["key"].endswith(keys)]
     values = {one.seen.data["key"].split("/")[1]: one.seen.data["value"] for one in position}
-    if position and (values.get("ota_written") == 0 or _last_failure_before_data(context)):
+    if position and (
+        0 in (values.get("ota_written"), values.get("mqtt_ota_off")) or _last_failure_before_data(context)
+    ):
         context.explain("Q24", *position)
     _begun_anew(context, "Q24", anew)
     for one in needless:  # what the server has for the reference's next connections, ours gets from then on
@@ -1058,6 +1097,19 @@ def kept_position(context: Context) -> None:
         if message is not None:
             job_went_otherwise(context, "Q24", message, lambda flow: re.search(r"D|F\d+A", flow.line) is not None)
     _wedge(context)
+
+
+def _stream_position(context: Context) -> None:
+    """A position over MQTT that was there before: nobody knows what lies in the slot."""
+    before = context.scenario.trace.inputs.get("nvs", {}).get("rmaker_ota", {})
+    if "mqtt_ota_off" not in before or "ota_position" in before:
+        return
+    for message in context.messages:
+        theirs = [one.data["payload"] for one in episode(context, context.reference, message) if is_request(one)]
+        ours = [one.data["payload"] for one in episode(context, context.replay, message) if is_request(one)]
+        if theirs and ours and theirs[0]["o"] == before["mqtt_ota_off"]["value"] > 0 and ours[0]["b"] is None:
+            job_went_otherwise(context, "Q24", message, lambda flow: "D" in flow.line)
+            _boots_at_another_time(context, "Q24", message)
 
 
 def _offset(value: str | None) -> int | None:
@@ -1325,6 +1377,146 @@ def whole_checksum(context: Context) -> None:
                 and stored.seen.data["key"].split("/")[1] in ("ota_file_md5", "ota_written")
             ),
         )
+
+
+def is_request(seen: Observation) -> bool:
+    """A request for blocks of a stream."""
+    readable = seen.kind == "publish" and isinstance(seen.data["payload"], dict) and "l" in seen.data["payload"]
+    return readable and str(seen.data["topic"]).endswith("/get/cbor")
+
+
+@rule(
+    "Q33",
+    "A request for the first batch asks for as many blocks as the file has, where the reference counts some behind"
+    " its end.",
+)
+def first_batch(context: Context) -> None:
+    for missing, extra in list(context.pairs("publish")):
+        if not (is_request(missing.seen) and is_request(extra.seen)):
+            continue
+        theirs, ours = missing.seen.data["payload"], extra.seen.data["payload"]
+        message = context.scenario.message_before(missing.seen.boot, missing.seen.step)
+        size = None if message is None else message.field("file_size")
+        if (theirs["l"], theirs["o"], theirs["b"]) != (ours["l"], ours["o"], ours["b"]) or not isinstance(size, int):
+            continue
+        if ours["n"] == -(-size // ours["l"]) - ours["o"] < theirs["n"]:
+            context.explain("Q33", missing, extra)
+
+
+@rule("Q6", "A job over MQTT without stream id or size is reported as failed at once, with one report of its own.")
+def missing_stream(context: Context) -> None:
+    info = "Missing stream_id or filesize for MQTT OTA"
+    for message in context.messages:
+        if context.config(message.boot)["protocol"] != "mqtt" or message.strict is None:
+            continue
+        size = message.field("file_size")
+        usable = isinstance(size, int) and not isinstance(size, bool) and size > 0
+        if not usable or message.field("stream_id") == "":
+            job_went_otherwise(context, "Q6", message, lambda flow: flow.texts == [info])
+    for event in context.extra("event"):  # a job of the params workflow has neither
+        boot = event.seen.boot
+        if event.seen.data["data"] != info or context.config(boot)["protocol"] != "mqtt":
+            continue
+        payloads: list[Json] = [{"OTA": {"Info": info}}, {"OTA": {"Status": "failed"}}]
+        reports = [
+            one
+            for one in context.extra("publish")
+            if same_place(one.seen, event.seen)
+            and str(one.seen.data["topic"]).endswith("/params/local")
+            and one.seen.data["payload"] in payloads
+        ]
+        if [one.seen.data["payload"] for one in reports] == payloads:
+            context.explain("Q6", event, *reports)
+
+
+@rule(
+    "Q32",
+    "Blocks are counted: several that arrive at once are several, so no wait runs into its limit although everything"
+    " is there; all that follows is earlier by so much.",
+)
+def blocks_are_counted(context: Context) -> None:
+    rules = (context.scenario.trace.inputs.get("stream_server") or {}).get("rules") or []
+    if not any(one["do"].get("together", 1) > 1 for one in rules):
+        return
+    info = "Firmware Image download complete"
+    moments = [
+        [one for one in side if (status_of(one) or {}).get("additional_info") == info]
+        for side in (context.reference, context.replay)
+    ]
+    for theirs, ours in zip(*moments, strict=False):
+        wait = context.config(theirs.boot).get("mqtt_block_wait_s", 10)
+        delay = round(ours.t - theirs.t, 3)
+        if theirs.boot == ours.boot and delay < 0 and delay % wait == 0:
+            _later(context, "Q32", theirs.boot, delay)
+
+
+@rule(
+    "Q39",
+    "A position behind the end of the file starts over with all checks: nothing is reported before the header is here.",
+)
+def position_behind_the_end(context: Context) -> None:
+    before = context.scenario.trace.inputs.get("nvs", {}).get("rmaker_ota", {})
+    if "mqtt_ota_off" not in before:
+        return
+    block_size = context.config(1).get("mqtt_block_size", 4096)
+    for message in context.messages:
+        size = message.field("file_size")
+        if isinstance(size, int) and before["mqtt_ota_off"]["value"] * block_size >= size > 0:
+            job_went_otherwise(context, "Q39", message, lambda flow: "D" in flow.line)
+
+
+@rule("Q45", "The answer to the header request may be as long as what was asked for, also where blocks are shorter.")
+def header_of_small_blocks(context: Context) -> None:
+    for message in context.messages:
+        if context.config(message.boot).get("mqtt_block_size", 4096) >= HEADER_REQUEST:
+            continue
+        theirs = flow_of(episode(context, context.reference, message), str(message.field("ota_job_id")))
+        if theirs.failures and set(theirs.failures) == {"Failed to read image description: ESP_FAIL"}:
+            job_went_otherwise(context, "Q45", message, lambda flow: "D" in flow.line)
+
+
+@rule("Q41", "What the server says when it rejects a request stands at the end of the report: code and message.")
+def rejection_is_told(context: Context) -> None:
+    rules = (context.scenario.trace.inputs.get("stream_server") or {}).get("rules") or []
+    said = set()
+    for one in rules:
+        with contextlib.suppress(ValueError):
+            members = json.loads(one["do"].get("reject", ""))
+            said.add(": ".join(str(members[key]) for key in ("o", "m") if key in members))
+    endings = {f" ({one})" for one in said if one}
+
+    def told(theirs: str, ours: str) -> bool:
+        return any(ours == theirs + ending for ending in endings) and "failed: " in theirs
+
+    for missing, extra in list(context.pairs("publish")):
+        a, b = status_of(missing.seen), status_of(extra.seen)
+        if a is None or b is None or {**a, "additional_info": ""} != {**b, "additional_info": ""}:
+            continue
+        if told(a["additional_info"], b["additional_info"]):
+            context.explain("Q41", missing, extra)
+    for missing, extra in list(context.pairs("event")):
+        if told(str(missing.seen.data["data"]), str(extra.seen.data["data"])):
+            context.explain("Q41", missing, extra)
+
+
+@rule(
+    "Q26",
+    "Where all blocks came and their sizes do not add up to the announced one the attempt fails with `Complete data was"
+    " not received`.",
+)
+def sizes_do_not_add_up(context: Context) -> None:
+    for message in context.messages:
+        if context.config(message.boot)["protocol"] == "mqtt" and _mismatch(context, message):
+            job_went_otherwise(context, "Q26", message, lambda flow: "Complete data was not received" in flow.failures)
+
+
+@rule("Q27", "The position of a download over MQTT is stored in bytes, so that another block size does no harm.")
+def position_in_bytes(context: Context) -> None:
+    for missing, extra in list(context.pairs("stored")):
+        if missing.seen.data["key"] != extra.seen.data["key"] or not missing.seen.data["key"].endswith("mqtt_ota_off"):
+            continue
+        if missing.seen.data["value"] * context.config(1).get("mqtt_block_size", 4096) == extra.seen.data["value"]:
+            context.explain("Q27", missing, extra)
 
 
 @rule("Q38", "The validity of a job is compared in 64 bits: a date beyond 32 bits is that date.")

@@ -22,6 +22,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from rmaker_ota.rainmaker.streams import Flavour, parse_request
+
 Json = dict[str, Any]
 
 # Stored by this project beside what the reference stores (Q16, Q24, Q35).
@@ -55,7 +57,17 @@ class Observation:
 
 
 def parse_payload(payload: str | bytes) -> Any:
+    """JSON as a value; a block request, which is a CBOR map, as its fields and bytes."""
     try:
+        if isinstance(payload, bytes) and payload[:1] in (b"\xa4", b"\xa5"):
+            request = parse_request(payload, Flavour.CBOR)
+            return {
+                "l": request.block_size,
+                "o": request.offset,
+                "b": None if request.bitmap is None else request.bitmap.hex(),
+                "n": request.count,
+                "hex": payload.hex(),
+            }
         text = payload.decode("utf-8") if isinstance(payload, bytes) else payload
         return json.loads(text)
     except ValueError:
@@ -92,11 +104,14 @@ def _data(record: Json) -> tuple[str, Json] | None:
     kind = record["kind"]
     match kind:
         case "mqtt_publish":
-            payload = record.get("payload", "")
             return "publish", {
                 "topic": record["topic"],
                 "qos": record["qos"],
-                "payload": parse_payload(payload),
+                "payload": (
+                    parse_payload(bytes.fromhex(record["payload_hex"]))
+                    if "cbor" in record
+                    else parse_payload(record.get("payload", ""))
+                ),
                 "accepted": record["result"] == "ESP_OK",
             }
         case "mqtt_subscribe":

@@ -10,10 +10,14 @@ import hashlib
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from rmaker_ota.config import OtaSection
+from rmaker_ota.errors import OtaError
 from rmaker_ota.esp_err import EspErr
+from rmaker_ota.rainmaker import streams
+from rmaker_ota.rainmaker.stream_attempt import StreamAttempt
 from rmaker_ota.rainmaker.workflow import (
     AttemptCheckpoint,
     AttemptFailed,
@@ -72,6 +76,24 @@ class Services:
     dark: Callable[[], bool]  # the power is gone
 
 
+@dataclass
+class StreamServices:
+    """What the world offers to an attempt over MQTT. ``surroundings`` are transport and loop."""
+
+    node_id: str
+    surroundings: Any
+    post: Callable[[Any], None]
+    checksum: Callable[[str | None, bytes], bytes | None]
+    rollback: bool
+    dark: Callable[[], bool]
+    image: str  # that the stream holds
+
+    def real(self, action: StartAttempt, contents: bytes) -> StartAttempt:
+        """The action with the real checksum."""
+        md5 = self.checksum(action.md5, contents)
+        return action if md5 is None else replace(action, md5=md5.hex())
+
+
 class Platform(ABC):
     """The node's flash and boot loader. Slot states that change are recorded as ``slot_state``."""
 
@@ -93,6 +115,18 @@ class Platform(ABC):
     def attempt(self, action: StartAttempt, services: Services) -> Generator[float, None, None]:
         """Downloads and installs; yields the seconds that pass. Feeds what the workflow is to hear of it, the end
         too."""
+
+    @abstractmethod
+    def stream(self, action: StartAttempt, section: OtaSection, services: StreamServices) -> StreamAttempt:
+        """An attempt over MQTT, to be started.
+
+        Raises:
+            ValueError: there can be no such stream.
+        """
+
+    @abstractmethod
+    def pump(self, stream: StreamAttempt) -> None:
+        """Has the installation take what the transfer handed out; nothing is under way when it returns."""
 
     @abstractmethod
     def decide(self, attempt: int, accept: bool) -> None:
@@ -207,6 +241,7 @@ class SimplePlatform(Platform):
         self._faults_left = fault.get("count", 1) if fault else 0
         self._running: Running | None = None
         self._verdicts: dict[int, bool] = {}
+        self._stream: _SimpleStream | None = None
 
     def contents(self, image: str) -> bytes:
         return self._images[image]
@@ -279,6 +314,16 @@ class SimplePlatform(Platform):
 
     def decide(self, attempt: int, accept: bool) -> None:
         self._verdicts[attempt] = accept
+        if self._stream is not None and self._stream.number == attempt:
+            self._stream.decide(None if accept else "refused")
+
+    def stream(self, action: StartAttempt, section: OtaSection, services: StreamServices) -> StreamAttempt:
+        self._stream = _SimpleStream(self, services.real(action, self._images[services.image]), section, services)
+        return self._stream
+
+    def pump(self, stream: StreamAttempt) -> None:
+        assert isinstance(stream, _SimpleStream)
+        stream.pump()
 
     def attempt(self, action: StartAttempt, services: Services) -> Generator[float, None, None]:
         run = _SimpleAttempt(self, action, services)
@@ -332,18 +377,20 @@ class SimplePlatform(Platform):
 class _SimpleAttempt:
     """One attempt into a slot in memory."""
 
-    def __init__(self, platform: SimplePlatform, action: StartAttempt, services: Services) -> None:
+    def __init__(self, platform: SimplePlatform, action: StartAttempt, services: Services | StreamServices) -> None:
         self._platform = platform
         self._action = action
         self._services = services
         self._slot = platform.target_slot
         self._at = 0
         self._erased = 0
+        self._unit = 1024  # positions are kept in multiples of it
         self.stage = Stage.BEGIN
         self.image: _Image
 
     def install(self) -> Generator[float, None, None]:
         action, services = self._action, self._services
+        assert isinstance(services, Services)
         number = action.attempt
         body = yield from services.client.open(action.url, None if action.resume is None else action.resume.offset)
         self.stage = Stage.DESCRIPTION
@@ -416,9 +463,13 @@ class _SimpleAttempt:
         content[self._at : end] = data
         self._at = end
         if self._action.keep_position:
-            offset = self._at // 1024 * 1024
+            offset = self._at // self._unit * self._unit
             digest = hashlib.sha256(bytes(content[:offset])).digest()
-            self._services.feed(AttemptCheckpoint(self._action.attempt, ResumePoint(offset, digest)))
+            self._tell(AttemptCheckpoint(self._action.attempt, ResumePoint(offset, digest)))
+
+    def _tell(self, event: Input) -> None:
+        services = self._services
+        (services.feed if isinstance(services, Services) else services.post)(event)
 
     def _finish(self, md5: bytes | None) -> None:
         data = bytes(self._content()[: self._at])
@@ -430,3 +481,113 @@ class _SimpleAttempt:
         if not sound:
             raise InstallFailure(Stage.VALIDATE, EspErr.OTA_VALIDATE_FAILED)
         self._platform.activate(self._slot, self._services.rollback)
+
+
+class _SimpleStream(StreamAttempt):
+    """One attempt over MQTT into a slot in memory: the real transfer, no engine."""
+
+    def __init__(
+        self, platform: SimplePlatform, action: StartAttempt, section: OtaSection, services: StreamServices
+    ) -> None:
+        around = services.surroundings
+        super().__init__(
+            action,
+            None,
+            section,
+            services.post,
+            node_id=services.node_id,
+            transport=around,
+            loop=around,  # type: ignore[arg-type]
+        )
+        self._run = _StreamIntoSlot(platform, action, services, self._batch_size)
+        self._is_up = False
+        self._is_done = False
+
+    def decide(self, refusal: str | None) -> None:
+        if refusal is None and self._run.has_room:
+            self._feed(streams.Accepted())
+
+    def _start_engine(self) -> None:
+        self._is_up = True
+
+    def _perform(self, action: streams.Action) -> streams.Input | None:
+        answer = super()._perform(action)
+        if isinstance(action, streams.Ready):
+            self.pump()
+        return answer
+
+    def _fail(self, stage: Stage, detail: str, rejection: streams.Rejection | None) -> None:
+        if not self._is_up:
+            super()._fail(stage, detail, rejection)
+            return
+        self._failed = AttemptFailed(self.number, stage, said=str(rejection) if rejection else "")
+        self._carried.put(OtaError(detail))
+
+    def pump(self) -> None:
+        while self._is_up and not self._is_done:
+            try:
+                self._run.begin()
+                if self._carried.empty():
+                    return
+                item = self._carried.get()
+                if isinstance(item, OtaError):
+                    last: Input = self._failed
+                elif item is None:
+                    last = self._run.finish()
+                else:
+                    self._run.take(item.data)
+                    self._feed(streams.Taken(item.offset + len(item.data)))
+                    continue
+            except InstallFailure as error:
+                last = AttemptFailed(self.number, error.stage, error.esp_err)
+            self._is_done = True
+            self._post(last)
+
+
+class _StreamIntoSlot(_SimpleAttempt):
+    def __init__(
+        self, platform: SimplePlatform, action: StartAttempt, services: StreamServices, batch_size: int
+    ) -> None:
+        super().__init__(platform, action, services)
+        self._unit = batch_size
+        self._first = b""
+        self._begun = False
+
+    @property
+    def has_room(self) -> bool:
+        return self._action.size <= len(self._content())
+
+    def begin(self) -> None:
+        """A resumed one looks at what is in the slot before it asks for more."""
+        resume = self._action.resume
+        if resume is not None and not self._begun:
+            self._pass(b"", resume.offset)
+
+    def take(self, data: bytes) -> None:
+        if not self._begun:
+            self._first += data
+            if len(self._first) < self._action.header_size:
+                raise InstallFailure(Stage.DESCRIPTION, EspErr.FAIL)
+            data = self._first
+            self._pass(data, 0)
+        self._write(data)
+        self._tell(AttemptProgress(self._action.attempt, self._at))
+
+    def _pass(self, data: bytes, offset: int) -> None:
+        self._begun = True
+        number = self._action.attempt
+        self._tell(AttemptHeader(number, self._header(data, offset), offset, self._slot))
+        if not self._platform.accepted(number):
+            raise InstallFailure(Stage.TRANSFER)
+        if not self.has_room:
+            raise InstallFailure(Stage.TRANSFER, EspErr.INVALID_SIZE)
+        if self.image.magic != 0xE9:
+            raise InstallFailure(Stage.VALIDATE, EspErr.OTA_VALIDATE_FAILED)
+        self._judge()
+
+    def finish(self) -> Input:
+        self._tell(AttemptReceived(self._action.attempt, self._at))
+        md5 = self._action.md5
+        self._finish(None if md5 is None else bytes.fromhex(md5) if len(md5) == 32 else b"")
+        description = self.image.description
+        return AttemptFinished(self._action.attempt, self._slot, None if description is None else description.version)

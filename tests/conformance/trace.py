@@ -98,6 +98,24 @@ _SERVER = {
     "corrupt_byte_at",
     "ms_per_read",
 }
+_STREAM_RULE = {"when", "do", "count"}
+_STREAM_WHEN = {"header", "offset", "nth"}
+_STREAM_DO = {
+    "silent",
+    "reject",
+    "drop",
+    "also",
+    "duplicate",
+    "order",
+    "reverse",
+    "bad",
+    "gap_ms",
+    "together",
+    "disconnect_after",
+    "reconnect_in",
+    "power_loss_after",
+}
+_DAMAGES = {"short", "long", "corrupt", "wrong_file_id", "not_a_map", "truncated", "text_payload"}
 _STEPS = {
     "enable": {"type", "ota_config"},
     "start": set[str](),
@@ -193,6 +211,16 @@ def check_inputs(trace: Trace) -> None:
         _known("image", image, _IMAGE)
     for behaviour in [*(inputs.get("https_server") or []), inputs.get("https_server_default") or {}]:
         _known("https_server", behaviour, _SERVER)
+    stream = inputs.get("stream_server") or {}
+    _known("stream_server", stream, {"image", "rules"})
+    for rule in stream.get("rules") or []:
+        _known("stream rule", rule, _STREAM_RULE)
+        _known("stream rule when", rule.get("when", {}), _STREAM_WHEN)
+        _known("stream rule do", rule["do"], _STREAM_DO)
+        bad = rule["do"].get("bad", {})
+        _known("stream rule bad", bad, {"block", "kind"})
+        if bad and bad["kind"] not in _DAMAGES:
+            raise UnknownInput(f"kind of damage {bad['kind']}")
     mqtt = inputs.get("mqtt", {})
     _known("mqtt", mqtt, {"publish_rules", "subscribe_rules"})
     for rule in mqtt.get("publish_rules", []):

@@ -13,13 +13,17 @@ import heapq
 import itertools
 import re
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Hashable
 from functools import partial
 from typing import Any
 
+from rmaker_ota.config import OtaSection
+from rmaker_ota.errors import OtaError
 from rmaker_ota.esp_err import EspErr, esp_err_name
 from rmaker_ota.rainmaker.params import Params
+from rmaker_ota.rainmaker.stream_attempt import StreamAttempt
 from rmaker_ota.rainmaker.timezone import load_timezone, local_minute
+from rmaker_ota.rainmaker.transport import PublishRefused
 from rmaker_ota.rainmaker.types import COMMON_EVENT_BASE, CommonEvent, DiagStatus, OtaEvent, OtaStatus, OtaType
 from rmaker_ota.rainmaker.workflow import (
     AcceptHeader,
@@ -63,6 +67,7 @@ from rmaker_ota.rainmaker.workflow import (
     RefuseHeader,
     ReportConfig,
     Restart,
+    Stage,
     StartAttempt,
     Started,
     StartTimer,
@@ -78,7 +83,8 @@ from rmaker_ota.rainmaker.workflow import (
 )
 from tests.conformance.http_twin import Client, PowerCut, Server
 from tests.conformance.observe import OWN_KEYS, TIMERS, Observation, parse_payload, stored_value
-from tests.conformance.platforms import Platform, Running, Services
+from tests.conformance.platforms import Platform, Running, Services, StreamServices
+from tests.conformance.stream_twin import Delivery, StreamServer
 from tests.conformance.trace import Trace, UnknownInput
 
 Json = dict[str, Any]
@@ -140,9 +146,8 @@ def _default_callback(query: QueueCallback, call: int) -> Input:
 
 def options_of(config: Json) -> OtaOptions:
     """The options a recording was made with."""
-    if config["protocol"] != "https":
-        raise UnknownInput(f"protocol {config['protocol']}")
     return OtaOptions(
+        ota_transport=config["protocol"],
         ota_autofetch=config["autofetch"],
         ota_autofetch_period_hours=config["autofetch_period_hours"],
         ota_skip_version_check=config["skip_version_check"],
@@ -158,13 +163,68 @@ def options_of(config: Json) -> OtaOptions:
         ota_progress_interval_pct=config.get("progress_interval", 10),
         ota_max_retries=config["max_retries"],
         ota_retry_delay_minutes=config["retry_delay_minutes"],
-        http_ota_resumption=config["http_resumption"],
-        http_rx_buffer_size=config["http_rx_buffer_size"],
-        use_cert_bundle=config["cert_bundle"],
+        http_ota_resumption=config.get("http_resumption", True),
+        http_rx_buffer_size=config.get("http_rx_buffer_size", 1024),
+        use_cert_bundle=config.get("cert_bundle", True),
         rollback_enable=config["rollback_enable"],
         mqtt_use_basic_ingest=config["basic_ingest"],
         strict=True,
     )
+
+
+def section_of(config: Json) -> OtaSection:
+    """The options of downloads over MQTT a recording was made with."""
+    return OtaSection(
+        mqtt_ota_block_size=config.get("mqtt_block_size", 4096),
+        mqtt_ota_blocks_per_request=config.get("mqtt_blocks_per_request", 16),
+        mqtt_ota_max_retries=config.get("mqtt_max_retries", 3),
+        mqtt_ota_block_wait_s=config.get("mqtt_block_wait_s", 10),
+    )
+
+
+class _StreamWorld:
+    """What a download over MQTT finds around it: the world as its transport and its loop."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._timers: dict[Hashable, int] = {}
+        self._numbers = itertools.count()
+
+    @property
+    def is_connected(self) -> bool:
+        return self._world._connected
+
+    def subscribe(self, topic: str, *, qos: int = 1) -> None:
+        if not self._world._subscribe(topic, qos):
+            raise OtaError("refused by the trace")
+
+    def unsubscribe(self, topic: str) -> bool:
+        return self._world._unsubscribe(topic, always=False)
+
+    def publish(self, topic: str, payload: bytes, *, qos: int = 1) -> int:
+        accepted, message = self._world._send(topic, payload, qos)
+        if not accepted:
+            raise PublishRefused("refused by the trace")
+        return message or 0
+
+    def begin(self) -> None:
+        pass
+
+    def end(self) -> None:
+        pass
+
+    def start_timer(self, key: Hashable, seconds: float, item: object) -> None:
+        number = self._timers[key] = next(self._numbers)
+
+        def fire() -> None:
+            if self._timers.get(key) == number:
+                del self._timers[key]
+                self._world._to_stream(lambda stream: stream.handle(item))
+
+        self._world._at(self._world.t + seconds, fire)
+
+    def stop_timer(self, key: Hashable) -> bool:
+        return self._timers.pop(key, None) is not None
 
 
 class World:
@@ -196,6 +256,7 @@ class World:
             self._inputs.get("https_server_default") or {},
             self._platform.contents,
         )
+        self._stream_server = StreamServer(self._inputs, self._platform.contents)
         self._checksums: dict[str, bytes] = {}
         self._queue_full = 0
         self._power_loss_on: str | None = self._inputs.get("power_loss_on")
@@ -259,10 +320,13 @@ class World:
         self._handle: int | None = None
         self._steps = 0
         self._attempting = False
+        self._stream: StreamAttempt | None = None
+        self._stream_world = _StreamWorld(self)
 
     def _start(self, config: Json) -> None:
         self._reset_boot()
         self._options = options_of(config)
+        self._section = section_of(config)
         loader = bool(self._inputs.get("boot_loader_rollback", config["rollback_enable"]))
         self._running = self._platform.start(loader, bool(config["rollback_enable"]))
         running = self._running
@@ -342,10 +406,7 @@ class World:
             case "mqtt_connect":
                 self._connect()
             case "mqtt_disconnect":
-                self._connected = False
-                self._unacknowledged += self._in_flight.items()
-                self._in_flight = {}
-                self._feed(Disconnected())
+                self._disconnect()
             case "message":
                 self._message(step)
             case "advance":
@@ -391,17 +452,20 @@ class World:
             self._ota_config = before
 
     def _connect(self) -> None:
-        self._connected = True
-        waiting, self._unacknowledged = self._unacknowledged, []
-        for message, seconds in waiting:
-            self._acknowledge(message, seconds)
-        self._feed(Connected())
+        self._connect_again()
         self._settle()
         if self._start_called and not self._started:
             self._started = True
             if self._params.services:  # the recordings leave out what a node without any says before its start
                 self._feed(ConfigReported())
             self._feed(Started())
+
+    def _disconnect(self) -> None:
+        self._connected = False
+        self._unacknowledged += self._in_flight.items()
+        self._in_flight = {}
+        self._to_stream(lambda stream: stream.disconnected())
+        self._feed(Disconnected())
 
     def _message(self, step: Json) -> None:
         topic = step["topic"]
@@ -515,13 +579,9 @@ class World:
             case Publish():
                 return self._publish(action)
             case Subscribe(topic, qos):
-                accepted = self._rule(self._subscribe_rules, topic) is None
-                if accepted:
-                    self._subscriptions.add(topic)
-                self._record("subscribe", {"topic": topic, "qos": qos, "accepted": accepted})
+                self._subscribe(topic, qos)
             case Unsubscribe(topic):
-                self._subscriptions.discard(topic)
-                self._record("unsubscribe", {"topic": topic})
+                self._unsubscribe(topic)
             case FetchScheduled(seconds):
                 self._record("timer", {"timer": "fetch_delay", "seconds": float(seconds)})
             case StartTimer(kind, seconds, repeat):
@@ -530,7 +590,8 @@ class World:
                 self._timers.pop(kind, None)
             case StartAttempt():
                 self._active += 1
-                self._at(self.t, lambda: self._attempt(action))
+                begin = self._attempt if action.stream_id is None else self._begin_stream
+                self._at(self.t, lambda: begin(action))
             case AcceptHeader(attempt):
                 self._platform.decide(attempt, True)
             case RefuseHeader(attempt):
@@ -606,30 +667,44 @@ class World:
                 return rule
         return None
 
+    def _subscribe(self, topic: str, qos: int) -> bool:
+        accepted = self._rule(self._subscribe_rules, topic) is None
+        if accepted:
+            self._subscriptions.add(topic)
+        self._record("subscribe", {"topic": topic, "qos": qos, "accepted": accepted})
+        return accepted
+
+    def _unsubscribe(self, topic: str, *, always: bool = True) -> bool:
+        known = topic in self._subscriptions
+        self._subscriptions.discard(topic)
+        if known or always:
+            self._record("unsubscribe", {"topic": topic})
+        return known
+
     def _publish(self, action: Publish) -> Input:
-        rule = self._rule(self._publish_rules, action.topic) or {}
+        accepted, message = self._send(action.topic, action.payload, action.qos)
+        return PublishResult(action.token, accepted, message)
+
+    def _send(self, topic: str, payload: bytes, qos: int) -> tuple[bool, int | None]:
+        """Whether a message was accepted, and its number."""
+        rule = self._rule(self._publish_rules, topic) or {}
         how = rule.get("action", "ack")
         accepted = how != "fail"
-        self._record(
-            "publish",
-            {
-                "topic": action.topic,
-                "qos": action.qos,
-                "payload": parse_payload(action.payload),
-                "accepted": accepted,
-            },
-        )
+        self._record("publish", {"topic": topic, "qos": qos, "payload": parse_payload(payload), "accepted": accepted})
         if not accepted:
-            return PublishResult(action.token, False)
+            return False, None
+        if self._stream is not None and topic.endswith("/get/cbor"):
+            for delivery in self._stream_server.answer(payload):
+                self._at(self.t + delivery.after, partial(self._deliver, topic, delivery))
         if how == "no_msg_id":
-            return PublishResult(action.token, True)
+            return True, None
         self._messages += 1
         message = self._messages
         if how == "ack_before_return":
             self._feed(PubAck(message))
         elif how != "no_puback":
             self._acknowledge(message, rule.get("ms", 100) / 1000 if how == "delay" else ACK_S)
-        return PublishResult(action.token, True, message)
+        return True, message
 
     def _acknowledge(self, message: int, seconds: float) -> None:
         """The acknowledgement arrives after so much time; when the connection is lost, so much after the next one."""
@@ -654,6 +729,66 @@ class World:
             return None if label is None else b""
         digest = hashlib.md5(image, usedforsecurity=False).digest()
         return self._checksums.setdefault(label.lower(), digest)
+
+    def _begin_stream(self, action: StartAttempt) -> None:
+        services = StreamServices(
+            self._inputs["node"]["node_id"],
+            self._stream_world,
+            self._stream_post,
+            self._checksum,
+            self._options.rollback_enable,
+            lambda: self._dark,
+            self._stream_server.image,
+        )
+        try:
+            self._stream = self._platform.stream(action, self._section, services)
+        except ValueError:
+            self._active -= 1
+            self._feed(AttemptFailed(action.attempt, Stage.BEGIN, answered=False))
+            return
+        self._to_stream(lambda stream: stream.start())
+
+    def _to_stream(self, act: Callable[[Any], None]) -> None:
+        if self._stream is not None and not self._dark:
+            stream = self._stream
+            act(stream)
+            self._platform.pump(stream)
+
+    def _stream_post(self, event: Any) -> None:
+        """What a download over MQTT tells; the world is nowhere else meanwhile."""
+        stream = self._stream
+        if stream is not None:
+            stream.before(event)
+        if isinstance(event, AttemptFailed | AttemptFinished):
+            self._stream = None
+            self._active -= 1
+        self._feed(event)
+        if stream is not None:
+            stream.after(event)
+        if isinstance(event, AttemptProgress):
+            self._happened("slot_write")
+        elif isinstance(event, AttemptReceived):
+            self._happened("image_check")
+
+    def _deliver(self, get_topic: str, delivery: Delivery) -> None:
+        topic = f"{get_topic.removesuffix('/get/cbor')}/{delivery.kind}/cbor"
+        match delivery.kind:
+            case "power":
+                raise Reboot("power_loss")
+            case "disconnect":
+                self._disconnect()
+                if delivery.back is not None:
+                    self._at(self.t + delivery.back, self._connect_again)
+            case _ if self._connected and topic in self._subscriptions:
+                self._to_stream(lambda stream: stream.message(topic, delivery.payload))
+
+    def _connect_again(self) -> None:
+        self._connected = True
+        waiting, self._unacknowledged = self._unacknowledged, []
+        for message, seconds in waiting:
+            self._acknowledge(message, seconds)
+        self._feed(Connected())
+        self._to_stream(lambda stream: stream.connected())
 
     def _attempt(self, action: StartAttempt) -> None:
         if self._attempting:

@@ -272,7 +272,8 @@ class Attempt:
             case (("ERR_IMAGE_CHIP" | "ERR_IMAGE_REVISION"), _):
                 return Stage.CHIP
             case (("ERR_IMAGE_MAGIC" | "ERR_IMAGE_FLASH_MODE"), _) if self._gate_passed:
-                return Stage.TRANSFER  # the firmware notices with the first write
+                # The firmware notices with the first write; over MQTT, when it verifies the whole image.
+                return Stage.TRANSFER if self._action.stream_id is None else Stage.VALIDATE
             case _, "header":
                 return Stage.DESCRIPTION
             case _, _ if not self._gate_passed:

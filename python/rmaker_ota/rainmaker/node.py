@@ -580,10 +580,13 @@ class Node:
                 self._config_due = True
                 self._report_config()
             case _:
-                if isinstance(self._attempt, StreamAttempt) and self._attempt.is_end(item):
-                    self._attempt.close()
+                stream = self._attempt if isinstance(self._attempt, StreamAttempt) else None
+                if stream is not None:
+                    stream.before(item)
                 try:
                     self._feed(item)  # type: ignore[arg-type]
+                    if stream is not None:
+                        stream.after(item)
                 except Exception:
                     call = getattr(item, "call", None)
                     if call is not None:  # whoever made it must not wait for ever

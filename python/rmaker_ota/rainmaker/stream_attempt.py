@@ -20,10 +20,20 @@ from typing import TYPE_CHECKING, Protocol
 
 from rmaker_ota.errors import CancelledError, OtaError
 from rmaker_ota.rainmaker import streams
-from rmaker_ota.rainmaker.attempt import SOURCE_FAILED, Attempt, InstallationFactory, SourceFailure, make_installation
+from rmaker_ota.rainmaker.attempt import (
+    SECTOR,
+    SOURCE_FAILED,
+    Attempt,
+    InstallationFactory,
+    SourceFailure,
+    make_installation,
+)
 from rmaker_ota.rainmaker.workflow import (
+    AttemptCheckpoint,
     AttemptFailed,
     AttemptFinished,
+    AttemptReceived,
+    Input,
     Stage,
     StartAttempt,
 )
@@ -178,15 +188,21 @@ class StreamAttempt:
         if self._attempt is None:
             return
         self._attempt.decide(refusal)
-        if refusal is None:
+        if refusal is None and self._action.size <= self._target.next_slot().size:  # else the engine says so
             self._feed(streams.Accepted())
 
-    def is_end(self, event: object) -> bool:
-        """Whether that is this attempt's last message."""
-        return isinstance(event, AttemptFinished | AttemptFailed) and event.attempt == self.number
+    def before(self, event: object) -> None:
+        """The workflow is about to hear this. A failed attempt gives back its subscriptions before it is reported."""
+        if isinstance(event, AttemptFinished | AttemptFailed) and event.attempt == self.number:
+            self.close()
+
+    def after(self, event: object) -> None:
+        """The workflow heard this. A complete file is reported before the subscriptions go, and verified after."""
+        if isinstance(event, AttemptReceived) and event.attempt == self.number:
+            self.close()
 
     def close(self) -> None:
-        """The attempt is over: gives back subscriptions and timer. Before the workflow hears of it (section 9.10)."""
+        """Nothing more is to come: gives back subscriptions and timer."""
         if self._over:
             return
         self._feed(streams.Close())
@@ -219,7 +235,7 @@ class StreamAttempt:
 
     def _feed(self, event: streams.Input) -> None:
         pending = deque(self._transfer.handle(event))
-        while pending:
+        while pending and not self._over:
             answer = self._perform(pending.popleft())
             if answer is not None:
                 pending.extendleft(reversed(self._transfer.handle(answer)))
@@ -270,7 +286,7 @@ class StreamAttempt:
 
     def _fail(self, stage: Stage, detail: str, rejection: streams.Rejection | None) -> None:
         log.warning("stream %s: %s", self._action.stream_id, detail)
-        self._failure = SourceFailure(stage, "" if rejection is None else str(rejection))
+        self._failure = SourceFailure(stage, str(rejection) if rejection else "")
         if self._attempt is None:
             self._fail_unstarted(self._failure)
         else:
@@ -291,6 +307,14 @@ class StreamAttempt:
                 self._loop.begin()
         self._carried.put(error)
 
+    def _tell(self, event: Input) -> None:
+        """Positions are kept at the end of batches alone (section 5.5), where those are whole sectors."""
+        if isinstance(event, AttemptCheckpoint) and self._batch_size % SECTOR == 0:
+            resume = self._action.resume
+            if (event.point.offset - (0 if resume is None else resume.offset)) % self._batch_size != 0:
+                return
+        self._post(event)
+
     def _engine_ended(self) -> None:
         with self._lock:
             self._has_ended = True
@@ -308,8 +332,8 @@ class StreamAttempt:
             self._action,
             self._target,
             self._options,
-            self._post,
-            make=self._make or functools.partial(make_installation, source=source, batch_size=self._batch_size),
+            self._tell,
+            make=self._make or self._make_installation(source),
             ended=self._engine_ended,
             source_failure=lambda: self._failure,
         )
@@ -317,8 +341,14 @@ class StreamAttempt:
             if self._cancelled:
                 return
             self._attempt = attempt
-        threading.Thread(target=self._carry, args=(source,), name=f"rmaker-stream-{self.number}", daemon=True).start()
+        self._start_carrier(source)
         attempt.start()
+
+    def _make_installation(self, source: ota_core.PushSource) -> InstallationFactory:
+        return functools.partial(make_installation, source=source, batch_size=self._batch_size)
+
+    def _start_carrier(self, source: ota_core.PushSource) -> None:
+        threading.Thread(target=self._carry, args=(source,), name=f"rmaker-stream-{self.number}", daemon=True).start()
 
     def _carry(self, source: ota_core.PushSource) -> None:
         """The thread: bytes from the transfer into the engine."""

@@ -162,6 +162,9 @@ class Rejection:
     code: str
     text: str
 
+    def __bool__(self) -> bool:
+        return bool(self.code or self.text)
+
     def __str__(self) -> str:
         return ": ".join(part for part in (self.code, self.text) if part) or "no reason given"
 
@@ -389,9 +392,12 @@ def parse_request(payload: bytes, flavour: Flavour = Flavour.CBOR) -> BlockReque
 
 
 def parse_rejection(payload: bytes, flavour: Flavour = Flavour.CBOR) -> Rejection:
-    """Reads an error message, in its present form (``o``, ``m``) or the older one (``code``, ``message``)."""
+    """Reads an error message, in its present form (``o``, ``m``) or the older one (``code``, ``message``).
+
+    JSON is taken in either flavour: who cannot read a request may not know in which one it was meant.
+    """
     try:
-        members = parse_members(payload, flavour)
+        members = parse_members(payload, Flavour.JSON if payload[:1] == b"{" else flavour)
     except StreamMessageError as error:
         return Rejection("", f"unreadable message ({error})"[:MAX_TEXT])
 
