@@ -12,7 +12,8 @@ from collections.abc import Callable
 
 from rmaker_ota.errors import OtaError
 from rmaker_ota.esp_err import EspErr, esp_err_name
-from rmaker_ota.rainmaker.application import OtaConfig, OtaDiagPriv, OtaHandle
+from rmaker_ota.rainmaker.application import DiagCallback, OtaCallback, OtaConfig, OtaDiagPriv, OtaHandle
+from rmaker_ota.rainmaker.default_cert import DEFAULT_SERVER_CERT
 from rmaker_ota.rainmaker.node import Node, default_node
 from rmaker_ota.rainmaker.types import OTA_EVENT_BASE, DiagState, DiagStatus, OtaData, OtaEvent, OtaStatus, OtaType
 
@@ -29,6 +30,9 @@ esp_rmaker_ota_type_t = OtaType
 esp_rmaker_ota_diag_status_t = DiagStatus
 esp_rmaker_ota_diag_state_t = DiagState
 ota_status_t = OtaStatus
+esp_rmaker_ota_cb_t = OtaCallback
+esp_rmaker_post_ota_diag_t = DiagCallback
+esp_event_base_t = str
 
 # Enum members and constants.
 ESP_OK = EspErr.OK
@@ -36,6 +40,45 @@ ESP_FAIL = EspErr.FAIL
 ESP_ERR_NO_MEM = EspErr.NO_MEM
 ESP_ERR_INVALID_ARG = EspErr.INVALID_ARG
 ESP_ERR_INVALID_STATE = EspErr.INVALID_STATE
+ESP_ERR_INVALID_SIZE = EspErr.INVALID_SIZE
+ESP_ERR_NOT_FOUND = EspErr.NOT_FOUND
+ESP_ERR_NOT_SUPPORTED = EspErr.NOT_SUPPORTED
+ESP_ERR_TIMEOUT = EspErr.TIMEOUT
+ESP_ERR_INVALID_VERSION = EspErr.INVALID_VERSION
+ESP_ERR_NOT_FINISHED = EspErr.NOT_FINISHED
+ESP_ERR_NVS_NOT_FOUND = EspErr.NVS_NOT_FOUND
+ESP_ERR_NVS_INVALID_LENGTH = EspErr.NVS_INVALID_LENGTH
+ESP_ERR_OTA_PARTITION_CONFLICT = EspErr.OTA_PARTITION_CONFLICT
+ESP_ERR_OTA_SELECT_INFO_INVALID = EspErr.OTA_SELECT_INFO_INVALID
+ESP_ERR_OTA_VALIDATE_FAILED = EspErr.OTA_VALIDATE_FAILED
+ESP_ERR_OTA_SMALL_SEC_VER = EspErr.OTA_SMALL_SEC_VER
+ESP_ERR_OTA_ROLLBACK_FAILED = EspErr.OTA_ROLLBACK_FAILED
+ESP_ERR_OTA_ROLLBACK_INVALID_STATE = EspErr.OTA_ROLLBACK_INVALID_STATE
+ESP_ERR_OTA_ALREADY_IN_PROGRESS = EspErr.OTA_ALREADY_IN_PROGRESS
+ESP_ERR_OTA_SPI_MODE_MISMATCH = EspErr.OTA_SPI_MODE_MISMATCH
+ESP_ERR_FLASH_OP_FAIL = EspErr.FLASH_OP_FAIL
+ESP_ERR_FLASH_OP_TIMEOUT = EspErr.FLASH_OP_TIMEOUT
+ESP_ERR_HTTP_MAX_REDIRECT = EspErr.HTTP_MAX_REDIRECT
+ESP_ERR_HTTP_CONNECT = EspErr.HTTP_CONNECT
+ESP_ERR_HTTP_WRITE_DATA = EspErr.HTTP_WRITE_DATA
+ESP_ERR_HTTP_FETCH_HEADER = EspErr.HTTP_FETCH_HEADER
+ESP_ERR_HTTP_INVALID_TRANSPORT = EspErr.HTTP_INVALID_TRANSPORT
+ESP_ERR_HTTP_CONNECTING = EspErr.HTTP_CONNECTING
+ESP_ERR_HTTP_EAGAIN = EspErr.HTTP_EAGAIN
+ESP_ERR_HTTP_CONNECTION_CLOSED = EspErr.HTTP_CONNECTION_CLOSED
+ESP_ERR_HTTP_NOT_MODIFIED = EspErr.HTTP_NOT_MODIFIED
+ESP_ERR_HTTP_RANGE_NOT_SATISFIABLE = EspErr.HTTP_RANGE_NOT_SATISFIABLE
+ESP_ERR_HTTP_READ_TIMEOUT = EspErr.HTTP_READ_TIMEOUT
+ESP_ERR_HTTP_INCOMPLETE_DATA = EspErr.HTTP_INCOMPLETE_DATA
+ESP_ERR_HTTP_REDIRECT_DOWNGRADE = EspErr.HTTP_REDIRECT_DOWNGRADE
+ESP_ERR_HTTP_HEADER_TOO_LONG = EspErr.HTTP_HEADER_TOO_LONG
+ESP_ERR_HTTPS_OTA_IN_PROGRESS = EspErr.HTTPS_OTA_IN_PROGRESS
+ESP_ERR_NVS_BASE = 0x1100
+ESP_ERR_OTA_BASE = 0x1500
+ESP_ERR_HTTP_BASE = 0x7000
+ESP_ERR_HTTPS_OTA_BASE = 0x9000
+
+ESP_RMAKER_OTA_DEFAULT_SERVER_CERT = DEFAULT_SERVER_CERT
 
 RMAKER_OTA_EVENT = OTA_EVENT_BASE
 RMAKER_OTA_EVENT_INVALID = OtaEvent.INVALID
@@ -181,3 +224,95 @@ def esp_rmaker_ota_mark_invalid() -> EspErr:
 def esp_err_to_name(code: int) -> str:
     """The C name of an error code."""
     return esp_err_name(code)
+
+
+__all__ = [
+    "ESP_ERR_FLASH_OP_FAIL",
+    "ESP_ERR_FLASH_OP_TIMEOUT",
+    "ESP_ERR_HTTPS_OTA_BASE",
+    "ESP_ERR_HTTPS_OTA_IN_PROGRESS",
+    "ESP_ERR_HTTP_BASE",
+    "ESP_ERR_HTTP_CONNECT",
+    "ESP_ERR_HTTP_CONNECTING",
+    "ESP_ERR_HTTP_CONNECTION_CLOSED",
+    "ESP_ERR_HTTP_EAGAIN",
+    "ESP_ERR_HTTP_FETCH_HEADER",
+    "ESP_ERR_HTTP_HEADER_TOO_LONG",
+    "ESP_ERR_HTTP_INCOMPLETE_DATA",
+    "ESP_ERR_HTTP_INVALID_TRANSPORT",
+    "ESP_ERR_HTTP_MAX_REDIRECT",
+    "ESP_ERR_HTTP_NOT_MODIFIED",
+    "ESP_ERR_HTTP_RANGE_NOT_SATISFIABLE",
+    "ESP_ERR_HTTP_READ_TIMEOUT",
+    "ESP_ERR_HTTP_REDIRECT_DOWNGRADE",
+    "ESP_ERR_HTTP_WRITE_DATA",
+    "ESP_ERR_INVALID_ARG",
+    "ESP_ERR_INVALID_SIZE",
+    "ESP_ERR_INVALID_STATE",
+    "ESP_ERR_INVALID_VERSION",
+    "ESP_ERR_NOT_FINISHED",
+    "ESP_ERR_NOT_FOUND",
+    "ESP_ERR_NOT_SUPPORTED",
+    "ESP_ERR_NO_MEM",
+    "ESP_ERR_NVS_BASE",
+    "ESP_ERR_NVS_INVALID_LENGTH",
+    "ESP_ERR_NVS_NOT_FOUND",
+    "ESP_ERR_OTA_ALREADY_IN_PROGRESS",
+    "ESP_ERR_OTA_BASE",
+    "ESP_ERR_OTA_PARTITION_CONFLICT",
+    "ESP_ERR_OTA_ROLLBACK_FAILED",
+    "ESP_ERR_OTA_ROLLBACK_INVALID_STATE",
+    "ESP_ERR_OTA_SELECT_INFO_INVALID",
+    "ESP_ERR_OTA_SMALL_SEC_VER",
+    "ESP_ERR_OTA_SPI_MODE_MISMATCH",
+    "ESP_ERR_OTA_VALIDATE_FAILED",
+    "ESP_ERR_TIMEOUT",
+    "ESP_FAIL",
+    "ESP_OK",
+    "ESP_RMAKER_OTA_DEFAULT_SERVER_CERT",
+    "OTA_DIAG_STATE_INIT",
+    "OTA_DIAG_STATE_POST_MQTT",
+    "OTA_DIAG_STATUS_FAIL",
+    "OTA_DIAG_STATUS_PENDING",
+    "OTA_DIAG_STATUS_SUCCESS",
+    "OTA_STATUS_DELAYED",
+    "OTA_STATUS_FAILED",
+    "OTA_STATUS_IN_PROGRESS",
+    "OTA_STATUS_REJECTED",
+    "OTA_STATUS_SUCCESS",
+    "OTA_USING_PARAMS",
+    "OTA_USING_TOPICS",
+    "RMAKER_OTA_EVENT",
+    "RMAKER_OTA_EVENT_DELAYED",
+    "RMAKER_OTA_EVENT_FAILED",
+    "RMAKER_OTA_EVENT_INVALID",
+    "RMAKER_OTA_EVENT_IN_PROGRESS",
+    "RMAKER_OTA_EVENT_REJECTED",
+    "RMAKER_OTA_EVENT_REQ_FOR_REBOOT",
+    "RMAKER_OTA_EVENT_STARTING",
+    "RMAKER_OTA_EVENT_SUCCESSFUL",
+    "esp_err_t",
+    "esp_err_to_name",
+    "esp_event_base_t",
+    "esp_rmaker_ota_cb_t",
+    "esp_rmaker_ota_config_t",
+    "esp_rmaker_ota_data_t",
+    "esp_rmaker_ota_default_cb",
+    "esp_rmaker_ota_diag_priv_t",
+    "esp_rmaker_ota_diag_state_t",
+    "esp_rmaker_ota_diag_status_t",
+    "esp_rmaker_ota_enable",
+    "esp_rmaker_ota_enable_default",
+    "esp_rmaker_ota_event_t",
+    "esp_rmaker_ota_fetch",
+    "esp_rmaker_ota_fetch_with_delay",
+    "esp_rmaker_ota_handle_t",
+    "esp_rmaker_ota_https_cb",
+    "esp_rmaker_ota_mark_invalid",
+    "esp_rmaker_ota_mark_valid",
+    "esp_rmaker_ota_mqtt_cb",
+    "esp_rmaker_ota_report_status",
+    "esp_rmaker_ota_type_t",
+    "esp_rmaker_post_ota_diag_t",
+    "ota_status_t",
+]

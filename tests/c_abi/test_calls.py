@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import trustme
 
+from rmaker_ota import esp_rmaker_ota
 from rmaker_ota.embed import bodies
 from rmaker_ota.errors import OtaError
 from rmaker_ota.rainmaker.node import Outcome
@@ -564,7 +565,8 @@ def test_the_base_of_an_event_is_the_variable_of_the_header(lib: Any, world: Wor
     assert lib.rmaker_ota_event_handler_unregister(None, -1, handler) == OK
     names = ("RMAKER_OTA_EVENT", "RMAKER_COMMON_EVENT", "RMAKER_EVENT")
     assert bases == {ctypes.c_void_p.in_dll(lib, name).value for name in names}
-    assert ctypes.c_void_p.in_dll(lib, "ESP_RMAKER_OTA_DEFAULT_SERVER_CERT").value is None
+    certificate = ctypes.c_char_p.in_dll(lib, "ESP_RMAKER_OTA_DEFAULT_SERVER_CERT").value
+    assert certificate == esp_rmaker_ota.ESP_RMAKER_OTA_DEFAULT_SERVER_CERT.encode()
     del kept
 
 

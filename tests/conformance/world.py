@@ -20,6 +20,7 @@ from typing import Any
 from rmaker_ota.config import OtaSection
 from rmaker_ota.errors import OtaError
 from rmaker_ota.esp_err import EspErr, esp_err_name
+from rmaker_ota.rainmaker.default_cert import DEFAULT_SERVER_CERT
 from rmaker_ota.rainmaker.params import Params
 from rmaker_ota.rainmaker.stream_attempt import StreamAttempt
 from rmaker_ota.rainmaker.timezone import load_timezone, local_minute
@@ -812,6 +813,8 @@ class World:
 
     def _download(self, action: StartAttempt) -> Generator[float, None, None]:
         verify = "certificate bundle" if action.server_cert is None else f"server_cert:{action.server_cert}"
+        if action.server_cert == DEFAULT_SERVER_CERT:
+            verify = "default certificate"
 
         def record(kind: str, data: Json) -> None:
             if kind == "http_response":

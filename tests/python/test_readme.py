@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import re
 import shlex
+import subprocess
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -15,9 +18,10 @@ import rmaker_ota
 from rmaker_ota.cli import COMMANDS, cli
 from rmaker_ota.config import load_config
 from rmaker_ota.esp_build import build_image
+from rmaker_ota.targets.base import BootState
 from rmaker_ota.targets.create import create_flash_image
 from tests.sim.https_server import authority
-from tests.sim.node_world import World
+from tests.sim.node_world import World, good
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -126,6 +130,85 @@ def test_the_example_of_a_device_works(capsys: pytest.CaptureFixture[str]) -> No
     finally:
         world.stop()
     assert capsys.readouterr().out == "Lamp Power True\n"
+
+
+def test_the_port_of_a_firmwares_code_does_what_the_original_does(capsys: pytest.CaptureFixture[str]) -> None:
+    """Both callbacks, over a refusal, an update, its diagnostics and a verdict that comes later."""
+    code = compile(block_with("def site_ota_cb"), "README.md", "exec")
+    works = [True]
+    names: dict[str, Any] = {"sensors_work": lambda: works[0]}
+    exec(code, names)
+    world = World()
+    try:
+        world.power_on().start()
+        names["site_ota_start"]()
+        world.connect()
+        world.deliver_job(file_size=1048577)
+        assert world.statuses() == [("rejected", "Too large for this site")]
+        world.scripts += [good("1.0.0"), good("2.0.0")]
+        world.deliver_job("J2", fw_version="1.0.0")
+        assert world.statuses()[-1] == ("rejected", "Same version received")
+        assert capsys.readouterr().out == "Job J2 brings 1.0.0\nNot installed: ESP_FAIL\n"
+        world.deliver_job("J3", fw_version="2.0.0")
+        world.advance(10)
+        assert world.restart_reasons == ["new firmware"]
+
+        world.power_on().start()
+        names["site_ota_start"]()
+        world.connect()
+        assert world.chip.states["ota_1"] == BootState.PENDING_VERIFY
+        assert names["esp_rmaker_ota_mark_valid"]() == names["ESP_OK"]
+        world.settle()
+        assert world.statuses() == [("success", "OTA Upgrade finished and verified successfully")]
+
+        works[0] = False
+        world.scripts.append(good("3.0.0"))
+        world.deliver_job("J4", fw_version="3.0.0")
+        world.advance(10)
+        world.power_on().start()
+        with contextlib.suppress(AssertionError):  # the node has ended by then
+            names["site_ota_start"]()
+        world.settle()
+        assert world.restart_reasons[2:] == ["rollback"]
+    finally:
+        world.stop()
+
+
+def test_the_port_is_line_by_line() -> None:
+    def calls(text: str) -> list[str]:
+        """What is called and named of the interface, in order, types of C left out."""
+        found = re.findall(r"\b(?:esp_(?:rmaker_ota|err)_\w+|ESP_(?:OK|FAIL)|OTA_\w+)\b", text)
+        return [name for name in found if not name.endswith("_t")]
+
+    assert "esp_rmaker_ota_report_status" in calls(block_with("def site_ota_cb"))
+    python, original = calls(block_with("def site_ota_cb")), calls(block_with("static esp_err_t site_ota_cb"))
+    assert sorted(python) == sorted([*original, "ESP_OK"])  # ESP_ERROR_CHECK compares by itself
+
+
+def test_the_original_compiles(tmp_path: Path) -> None:
+    source = tmp_path / "site.c"
+    source.write_text(
+        "#include <stdbool.h>\n#include <stddef.h>\n#include <stdint.h>\n#include <stdio.h>\n#include <stdlib.h>\n"
+        '#include "esp_rmaker_ota.h"\n'
+        '#define TAG "site"\n'
+        '#define ESP_LOGI(tag, format, ...) printf("%s: " format "\\n", tag, __VA_ARGS__)\n'
+        "#define ESP_LOGE ESP_LOGI\n#define ESP_ERROR_CHECK(err) do { if ((err) != ESP_OK) abort(); } while (0)\n"
+        "bool sensors_work(void);\nvoid site_ota_start(void);\n" + block_with("static esp_err_t site_ota_cb")
+    )
+    headers = ROOT / "python" / "rmaker_ota" / "embed"
+    command = [
+        "gcc",
+        "-std=c11",
+        "-Wall",
+        "-Wextra",
+        "-Wno-unused-parameter",
+        "-Werror",
+        "-fsyntax-only",
+        f"-I{headers}",
+        str(source),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_list_of_debian_packages_is_where_the_readme_says() -> None:

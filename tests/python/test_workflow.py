@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from rmaker_ota.esp_err import EspErr
+from rmaker_ota.rainmaker.default_cert import DEFAULT_SERVER_CERT
 from rmaker_ota.rainmaker.types import CommonEvent, DiagState, DiagStatus, OtaEvent, OtaStatus, OtaType
 from rmaker_ota.rainmaker.workflow import (
     OPTION_RANGES,
@@ -524,9 +525,14 @@ def test_the_handler_wants_a_url_and_a_handle() -> None:
 
 
 def test_the_certificate_to_trust() -> None:
-    for bundle, expected in ((True, None), (False, "PEM")):
+    for bundle, given, expected in (
+        (True, "PEM", None),
+        (True, None, None),
+        (False, "PEM", "PEM"),
+        (False, None, DEFAULT_SERVER_CERT),
+    ):
         driver = Driver(OtaOptions(use_cert_bundle=bundle))
-        driver.start(server_cert="PEM")
+        driver.start(server_cert=given)
         driver.job()
         assert driver.attempt.server_cert == expected
 

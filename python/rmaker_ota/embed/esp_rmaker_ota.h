@@ -153,12 +153,13 @@ typedef struct {
     esp_rmaker_ota_cb_t ota_cb;          /* NULL: esp_rmaker_ota_default_cb */
     esp_rmaker_post_ota_diag_t ota_diag; /* NULL: every image works */
     const char *server_cert;             /* PEM to trust for downloads where use_cert_bundle is off; NULL: [ota]
-                                            server_cert of the configuration file, if any */
+                                            server_cert of the configuration file, if any, else
+                                            ESP_RMAKER_OTA_DEFAULT_SERVER_CERT */
     void *priv;                          /* handed to both callbacks, never looked at */
 } esp_rmaker_ota_config_t;
 
-/* Certificates built into the firmware. Here it is NULL, which stands for the authorities this system trusts
- * (ca-certificates); programs that name it compile, and mean the same. */
+/* PEM text of the authorities that downloads of the public RainMaker chain up to: what is trusted where use_cert_bundle is
+ * off and no other certificate was given. */
 extern const char *ESP_RMAKER_OTA_DEFAULT_SERVER_CERT;
 
 /* ---- Functions --------------------------------------------------------------------------------------------------- */

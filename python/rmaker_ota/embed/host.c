@@ -36,7 +36,6 @@ void rmaker_ota_py_at_exit(void);   /* a body */
 esp_event_base_t const RMAKER_OTA_EVENT = "RMAKER_OTA_EVENT";
 esp_event_base_t const RMAKER_COMMON_EVENT = "RMAKER_COMMON_EVENT";
 esp_event_base_t const RMAKER_EVENT = "RMAKER_EVENT";
-const char *ESP_RMAKER_OTA_DEFAULT_SERVER_CERT = NULL;
 
 /* ---- Small ones -------------------------------------------------------------------------------------------------- */
 

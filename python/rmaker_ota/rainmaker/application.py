@@ -71,7 +71,8 @@ class OtaConfig:
             ignored: it reports the status itself. What it raises is logged and reported as failed.
         ota_diag: asked whether a new image works, on the worker thread; None: it does. An exception counts as
             ``DiagStatus.FAIL``.
-        server_cert: PEM text to trust for downloads where ``use_cert_bundle`` is off.
+        server_cert: PEM text to trust for downloads where ``use_cert_bundle`` is off; None: ``[ota] server_cert`` of
+            the configuration, else the default certificate.
         priv: handed to both callbacks.
     """
 

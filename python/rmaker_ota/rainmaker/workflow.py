@@ -40,6 +40,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from rmaker_ota.errors import ArgumentError
 from rmaker_ota.esp_err import EspErr, esp_err_name
+from rmaker_ota.rainmaker.default_cert import DEFAULT_SERVER_CERT
 from rmaker_ota.rainmaker.messages import (
     MAX_INFO,
     Job,
@@ -1784,7 +1785,7 @@ class Workflow:
         self._report(OtaStatus.IN_PROGRESS, f"Starting OTA Upgrade ({run.label} attempt {run.number}/{total})")
         self._look_up_position(run)
         config = self._enabled.get(self._via, self._first_config)
-        cert = None if self._options.use_cert_bundle else config.server_cert
+        cert = None if self._options.use_cert_bundle else config.server_cert or DEFAULT_SERVER_CERT
         self._do(
             StartAttempt(
                 attempt=run.attempt,
