@@ -377,7 +377,7 @@ class _Reader:
             else:
                 near = difflib.get_close_matches(key, fields, 1)
                 meant = f"; did you mean {near[0]}?" if near else f"; known are {_listing(fields)}"
-                raise ConfigError(f"{self.source}: {where} = {_shown(value)}: unknown key{meant}")
+                raise ConfigError(f"{self.source}: {where}: unknown key{meant}")  # without its value: a password?
         if kind is TargetSection:
             values["options"] = types.MappingProxyType(options)
         if kind is OtaSection and "transport" in values and "ota_transport" in values:

@@ -194,9 +194,9 @@ WRONG: dict[str, tuple[str, str]] = {
     "section that is a value": ("ota = 1\n" + MINIMAL, r"ota = 1: expected a section \[ota\]"),
     "unknown key": (
         MINIMAL + "[ota]\nota_autofech = true\n",
-        r"\[ota\] ota_autofech = true: unknown key; .*autofetch",
+        r"\[ota\] ota_autofech: unknown key; .*autofetch",
     ),
-    "unknown key unlike any": (MINIMAL + "[state]\nx = 1\n", r"\[state\] x = 1: unknown key; known are path"),
+    "unknown key unlike any": (MINIMAL + "[state]\nx = 1\n", r"\[state\] x: unknown key; known are path"),
     "text for a switch": (
         MINIMAL + '[ota]\nota_autofetch = "yes"\n',
         r'\[ota\] ota_autofetch = "yes": .* or false',

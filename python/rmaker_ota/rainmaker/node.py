@@ -805,7 +805,7 @@ class Node:
         error: str | None = None
         try:
             callback(OtaHandle(self, action.handle), action.data)
-        except Exception as raised:
+        except BaseException as raised:  # SystemExit would end this thread and not the program
             log.exception("OTA callback raised")
             error = f"{type(raised).__name__}: {raised}" if str(raised) else type(raised).__name__
         finally:
@@ -822,7 +822,7 @@ class Node:
                 if isinstance(answer, bool) or not isinstance(answer, int):
                     raise TypeError(f"OTA diagnostics returned {answer!r}, expected a DiagStatus")
                 status = DiagStatus(answer)
-        except Exception:
+        except BaseException:
             log.exception("OTA diagnostics failed")
         finally:
             self._loop.post(rules.DiagnosticsReturned(action.token, status))
@@ -835,7 +835,7 @@ class Node:
         for param, value in write.values:
             try:
                 device.write_cb(device, param, value)
-            except Exception:
+            except BaseException:
                 log.exception("the write callback of %s raised", param.full_name)
 
     # -- the end

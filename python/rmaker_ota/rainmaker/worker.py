@@ -1,7 +1,7 @@
 """A thread that runs other people's functions, one after the other.
 
-What they raise is logged with its traceback and ends nothing. The thread is started with the first task, and sleeps
-while there is none.
+What they raise is logged with its traceback and ends nothing, `SystemExit` included: one thread serves all of them. It
+is started with the first task, and sleeps while there is none.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Worker:
                 task = self._tasks.popleft()
             try:
                 task()
-            except Exception:
+            except BaseException:
                 log.exception("%s: a callback raised", self._name)
             finally:
                 del task
