@@ -839,7 +839,37 @@ TEST(any_operation_may_fail_and_leaves_the_old_or_the_new_image) {
     }
 }
 
+TEST(hooks_activate_a_slot_by_bytes_it_is_known_to_hold_without_reading_it) {
+    static uint8_t image[CHIP_IMAGE_SIZE];
+    chip(false, 1, VALID, BLANK, 0);
+    ota_esp_target *target = open_target();
+    ota_esp_hooks hooks;
+    CHECK_EQ(ota_esp_target_get_hooks(target, 0, &hooks, &error), OTA_ERR_SLOT_RUNNING);
+    error = fresh_error();
+    CHECK_EQ(ota_esp_target_get_hooks(target, 1, &hooks, &error), OTA_OK);
+    CHECK_EQ(hooks.offset, CHIP_OTA_1);
+    CHECK_EQ(hooks.size, CHIP_SLOT_SIZE);
+    CHECK_EQ(hooks.begin(hooks.user, &error), OTA_OK);
+    CHECK_EQ(hooks.begin(hooks.user, &error), OTA_ERR_BUSY);
+    error = fresh_error();
+    small_chip_image(image, "2.0.0", 0);
+    flash_emu_load(&emu, CHIP_OTA_1, image, sizeof image);
+    image[300] ^= 1; /* bytes that are no image are found to be none, wherever they came from */
+    CHECK(hooks.commit(hooks.user, image, sizeof image, &error) < 0);
+    check_entry(1, BLANK, 0);
+    error = fresh_error();
+    image[300] ^= 1;
+    uint64_t read = emu.flash.bytes_read;
+    CHECK_EQ(hooks.commit(hooks.user, image, sizeof image, &error), OTA_OK);
+    CHECK(emu.flash.bytes_read - read < CHIP_IMAGE_SIZE); /* otadata alone */
+    hooks.end(hooks.user);
+    check_entry(1, 2, NEW);
+    CHECK_EQ(boot(target), 1);
+    ota_esp_target_free(&target);
+}
+
 int main(void) {
+    RUN(hooks_activate_a_slot_by_bytes_it_is_known_to_hold_without_reading_it);
     RUN(a_target_tells_its_slots_what_runs_and_what_they_hold);
     RUN(what_runs_is_what_was_told_or_else_what_would_boot);
     RUN(a_chip_that_is_off_is_switched_on_by_the_first_change);

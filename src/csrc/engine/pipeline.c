@@ -927,6 +927,9 @@ ota_status ota_pipeline_run(ota_pipeline *p, const ota_pipeline_callbacks *callb
 
 void ota_pipeline_cancel(ota_pipeline *p) {
     atomic_store(&p->cancelled, true);
+    if (p->options.sink->ops->cancel != NULL) {
+        p->options.sink->ops->cancel(p->options.sink);
+    }
     ota_error error = {0};
     ota_error_set(&error, OTA_ERR_CANCELLED, OTA_STAGE_NONE, 0, 0, "cancelled");
     if (atomic_load(&p->phase) < OTA_PHASE_RECEIVED) {

@@ -39,6 +39,9 @@ typedef struct ota_sink_ops {
     ota_status (*commit)(ota_sink *sink, ota_error *error);
     /* Gives up; what was written stays, unbootable, for a resume. Harmless after commit or before open. */
     void (*abort)(ota_sink *sink);
+    /* From any thread: a finish that waits, and what is called later, ends with ERR_CANCELLED; a commit that has begun goes on.
+     * NULL: nothing here ever waits for long. */
+    void (*cancel)(ota_sink *sink);
     void (*free)(ota_sink *sink);
 } ota_sink_ops;
 

@@ -81,14 +81,19 @@ static ota_status describe(const ota_esp_target *target, const ota_esp_slot *slo
                                                      descriptor, error);
 }
 
-/* Reads the image to its end and checks it. `*trouble` tells errors of the flash from those of the image. */
-static ota_status verify(const ota_esp_target *target, const ota_esp_slot *slot, uint64_t *image_size, bool *trouble,
-                         ota_error *error) {
+static ota_esp_image_rules rules_of(const ota_esp_target *target, const ota_esp_slot *slot) {
     ota_esp_image_rules rules = target->rules;
     rules.slot_size = slot->size;
     rules.spi_flash_mode = 0; /* compared before an update, not at boot */
     rules.bytes_after_allowed = true;
     rules.kind = OTA_ESP_IMAGE_ANY;
+    return rules;
+}
+
+/* Reads the image to its end and checks it. `*trouble` tells errors of the flash from those of the image. */
+static ota_status verify(const ota_esp_target *target, const ota_esp_slot *slot, uint64_t *image_size, bool *trouble,
+                         ota_error *error) {
+    ota_esp_image_rules rules = rules_of(target, slot);
     ota_esp_image_check check;
     ota_status status = ota_esp_image_check_begin(&check, &rules, error);
     *trouble = status < 0;
@@ -107,6 +112,21 @@ static ota_status verify(const ota_esp_target *target, const ota_esp_slot *slot,
     if (image_size != NULL) {
         *image_size = check.image_size;
     }
+    ota_esp_image_check_end(&check);
+    return status < 0 ? status : OTA_OK;
+}
+
+/* The same check of bytes the slot is known to hold. */
+static ota_status verify_bytes(const ota_esp_target *target, const ota_esp_slot *slot, const uint8_t *image, size_t len,
+                               ota_error *error) {
+    ota_esp_image_rules rules = rules_of(target, slot);
+    ota_esp_image_check check;
+    ota_status status = ota_esp_image_check_begin(&check, &rules, error);
+    if (status < 0) {
+        return status;
+    }
+    status = ota_esp_image_check_update(&check, image, len, error);
+    status = status < 0 ? status : ota_esp_image_check_finish(&check, error);
     ota_esp_image_check_end(&check);
     return status < 0 ? status : OTA_OK;
 }
@@ -282,9 +302,18 @@ static ota_status writer_begin(void *user, ota_error *error) {
     return status;
 }
 
-static ota_status writer_commit(void *user, ota_error *error) {
+static ota_status set_boot(ota_esp_target *target, int number, const uint8_t *image, size_t len, ota_error *error);
+
+static ota_status writer_commit_known(void *user, const uint8_t *image, size_t len, ota_error *error) {
     const slot_writer *writer = user;
-    return ota_esp_target_set_boot(writer->target, writer->slot, error);
+    pthread_mutex_lock(&writer->target->lock);
+    ota_status status = set_boot(writer->target, writer->slot, image, len, error);
+    pthread_mutex_unlock(&writer->target->lock);
+    return status;
+}
+
+static ota_status writer_commit(void *user, ota_error *error) {
+    return writer_commit_known(user, NULL, 0, error);
 }
 
 static void writer_end(void *user) {
@@ -294,34 +323,51 @@ static void writer_end(void *user) {
     pthread_mutex_unlock(&writer->target->lock);
 }
 
-ota_status ota_esp_target_sink_new(ota_esp_target *target, int number, bool activate, bool rewrite_same, ota_sink **out,
-                                   ota_error *error) {
+ota_status ota_esp_target_get_hooks(ota_esp_target *target, int number, ota_esp_hooks *hooks, ota_error *error) {
     const ota_esp_slot *slot;
     ota_esp_plan plan;
-    *out = NULL;
     pthread_mutex_lock(&target->lock);
     ota_status status = need_slot(target, number, &slot, error);
     status = status < 0 ? status : plan_begin(target, number, &plan, error);
     pthread_mutex_unlock(&target->lock);
+    if (status == OTA_OK) {
+        *hooks = (ota_esp_hooks){
+            .offset = slot->offset,
+            .size = slot->size,
+            .begin = writer_begin,
+            .commit = writer_commit_known,
+            .end = writer_end,
+            .user = &target->writers[slot - target->slots],
+        };
+    }
+    return status;
+}
+
+ota_status ota_esp_target_sink_new(ota_esp_target *target, int number, bool activate, bool rewrite_same, ota_sink **out,
+                                   ota_error *error) {
+    ota_esp_hooks hooks;
+    *out = NULL;
+    ota_status status = ota_esp_target_get_hooks(target, number, &hooks, error);
     if (status < 0) {
         return status;
     }
     ota_sink_flash_options options = {
         .flash = target->flash,
-        .offset = slot->offset,
-        .size = slot->size,
+        .offset = hooks.offset,
+        .size = hooks.size,
         .rewrite_same = rewrite_same,
-        .begin = writer_begin,
+        .begin = hooks.begin,
         .commit = activate ? writer_commit : NULL,
-        .end = writer_end,
-        .user = &target->writers[slot - target->slots],
+        .end = hooks.end,
+        .user = hooks.user,
     };
     return ota_sink_flash_new(&options, out, error);
 }
 
 /* ---- Changes ----------------------------------------------------------------------------------------------------------- */
 
-static ota_status set_boot(ota_esp_target *target, int number, ota_error *error) {
+/* `image`: what the slot is known to hold, `len` bytes; NULL: it is read. */
+static ota_status set_boot(ota_esp_target *target, int number, const uint8_t *image, size_t len, ota_error *error) {
     ota_flash *flash = target->flash;
     const ota_esp_slot *slot;
     ota_esp_otadata_entry entries[2];
@@ -331,7 +377,10 @@ static ota_status set_boot(ota_esp_target *target, int number, ota_error *error)
     status = status < 0 ? status : need_otadata(target, error);
     status = status < 0 ? status : switch_on(target, error);
     status = status < 0 ? status : flash->ops->sync(flash, error); /* what is verified is what is on the medium */
-    status = status < 0 ? status : verify(target, slot, NULL, &trouble, error);
+    if (status == OTA_OK) {
+        status =
+            image != NULL ? verify_bytes(target, slot, image, len, error) : verify(target, slot, NULL, &trouble, error);
+    }
     status = status < 0 ? status : read_entries(target, entries, error);
     if (status < 0) {
         return status;
@@ -349,7 +398,7 @@ static ota_status set_boot(ota_esp_target *target, int number, ota_error *error)
 
 ota_status ota_esp_target_set_boot(ota_esp_target *target, int slot, ota_error *error) {
     pthread_mutex_lock(&target->lock);
-    ota_status status = set_boot(target, slot, error);
+    ota_status status = set_boot(target, slot, NULL, 0, error);
     pthread_mutex_unlock(&target->lock);
     return status;
 }

@@ -87,6 +87,22 @@ ota_status ota_esp_target_state(ota_esp_target *target, int slot, uint32_t *stat
 ota_status ota_esp_target_sink_new(ota_esp_target *target, int slot, bool activate, bool rewrite_same, ota_sink **out,
                                    ota_error *error);
 
+/* What a sink that writes a slot by other means than the target's flash has to call; all from one thread at a time. */
+typedef struct ota_esp_hooks {
+    uint64_t offset, size; /* of the slot in flash */
+    /* Before the first erase: makes sure that only the running image boots from then on. May be called again after the chip
+     * was away, once `end` was. */
+    ota_status (*begin)(void *user, ota_error *error);
+    /* Does what set_boot does. `image`: the image's `len` bytes, when the chip's own digest said that the slot holds them; they
+     * are checked in place of what would be read back. NULL: it is read back. May be called again when it failed. */
+    ota_status (*commit)(void *user, const uint8_t *image, size_t len, ota_error *error);
+    void (*end)(void *user); /* once after each begin that succeeded */
+    void *user;              /* part of the target */
+} ota_esp_hooks;
+
+/* Changes nothing. The errors of ota_esp_target_sink_new. */
+ota_status ota_esp_target_get_hooks(ota_esp_target *target, int slot, ota_esp_hooks *hooks, ota_error *error);
+
 /* Verifies the slot's image as it lies in flash, then makes it the next one to boot. The image's own errors, ERR_SECURE_VERSION
  * (and as the firmware does, the slot is erased then, unless it runs), ERR_ARGUMENT. */
 ota_status ota_esp_target_set_boot(ota_esp_target *target, int slot, ota_error *error);
