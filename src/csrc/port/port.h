@@ -87,6 +87,10 @@ enum {
 /* Opens `path` (UTF-8, NUL-terminated). 0 and a file to be closed through its table, or an errno. */
 int ota_port_file_open(const char *path, uint32_t flags, ota_fault *fault, ota_file **out);
 
+/* Gives a file another name in the same file system, in place of what had that name, durably. 0 or an errno. */
+int ota_port_file_rename(const char *from, const char *to);
+int ota_port_file_remove(const char *path);
+
 /* ---- Flash -------------------------------------------------------------------------------------------------------
  * NOR flash: erase sets whole sectors to 0xFF, program clears bits. Reached through a table so that a flash image in a file,
  * a chip behind a serial line and a flash in memory that loses power look alike. */

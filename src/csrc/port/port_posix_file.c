@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/fs.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
@@ -310,4 +311,12 @@ int ota_port_file_open(const char *path, uint32_t flags, ota_fault *fault, ota_f
     }
     *out = &file->base;
     return 0;
+}
+
+int ota_port_file_rename(const char *from, const char *to) {
+    return rename(from, to) == 0 ? sync_directory_of(to) : errno;
+}
+
+int ota_port_file_remove(const char *path) {
+    return unlink(path) == 0 ? 0 : errno;
 }
