@@ -1,6 +1,6 @@
 """The configuration of a node: frozen dataclasses, and the TOML file they come from.
 
-    [node]    id, name, type, model, project, version, platform, network_id
+    [node]    id, name, type, model, project, version, platform, network_id, groups
     [mqtt]    host, port, ca, cert, key, credentials, nvs, nvs_keys, alpn, basic_ingest, keepalive_s, ...
     [ota]     type, transport, server_cert, and the options of the RainMaker firmware under their own names
     [target]  uri, and what that kind of target takes
@@ -54,6 +54,7 @@ ALPN = "x-amzn-mqtt-ca"  # what AWS IoT wants on port 443
 MAX_CREDENTIAL_BYTES = 1 << 20
 
 _FILE_TARGETS = ("file", "esp32-image", "linux-ab")
+NETWORK_ID = re.compile(r"[0-9A-F]{8}")
 _NODE_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")  # goes into topics, file names and a certificate's name
 
 
@@ -583,7 +584,7 @@ def _check(reader: _Reader, config: NodeConfig) -> None:
     node, mqtt, ota = config.node, config.mqtt, config.ota
     if node.id is None or not _NODE_ID.fullmatch(node.id):
         reader.fail("[node] id", node.id, "1 to 128 letters, digits or _ . : -")
-    if node.network_id is not None and not re.fullmatch(r"[0-9A-F]{8}", node.network_id):
+    if node.network_id is not None and not NETWORK_ID.fullmatch(node.network_id):
         reader.fail("[node] network_id", node.network_id, "8 upper-case hex digits")
     # What is not built yet is said here, with the key, and not later by a node that takes no job.
     if ota.type != "topics" and ota.ota_transport == "mqtt":

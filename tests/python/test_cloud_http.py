@@ -329,9 +329,12 @@ def test_a_job_from_upload_to_cancel(running: Running, tmp_path: Path) -> None:
 
     job = running.admin.create_job(image["sha256"], ["A", "B"], mode="on-fetch", metadata={"k": [1]})
     assert (job["mode"], job["version"], job["metadata"], job["finished"]) == ("on-fetch", "4.0", {"k": [1]}, False)
+    assert job["workflow"] == "auto"
+    assert running.admin.create_job(image["sha256"], ["C"], mode="on-fetch", workflow="params")["workflow"] == "params"
+    assert running.admin.cancel(running.admin.jobs()[0]["id"]) == ["C"]
     assert job["counts"] == {"queued": 2}
     assert job["image"]["md5"] == image["md5"]
-    assert running.admin.jobs()[0] == job
+    assert running.admin.jobs()[1] == job
 
     report = {"ota_job_id": job["id"], "status": "success", "additional_info": "ok", "ts": 5}
     running.service.jobs.on_status("A", json.dumps(report).encode())
@@ -370,6 +373,8 @@ def test_errors_of_the_api_say_what_is_wrong(running: Running, tmp_path: Path) -
         admin.create_job("0" * 64, ["A"], mode="force")
     with pytest.raises(ArgumentError, match="expected one of force, on-fetch"):
         admin.create_job(SHA256, ["A"], mode="now")
+    with pytest.raises(ArgumentError, match="workflow 'mail': expected one of auto, topics, params"):
+        admin.create_job(SHA256, ["A"], mode="force", workflow="mail")
     with pytest.raises(ArgumentError, match="node id"):
         admin.create_job(SHA256, ["a b"], mode="force")
     empty = tmp_path / "empty.bin"

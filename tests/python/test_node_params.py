@@ -195,6 +195,19 @@ def test_a_device_added_later_is_reported_with_a_new_configuration(world: World)
         node.add_device(Device("Lamp"))
 
 
+def test_another_network_is_reported_with_the_configuration_and_all_values(world: World) -> None:
+    node = start(world, Lamp().device)
+    for network_id in ("0A1B2C3D", "0A1B2C3D", None):
+        node.set_network_id(network_id)
+        world.settle()
+    configs = world.published(CONFIG)
+    assert [one.get("attributes") for one in configs] == [None, [{"name": "network-id", "value": "0A1B2C3D"}], None]
+    assert len(world.published(INIT)) == 3
+    for wrong in ("0a1b2c3d", "0A1B2C3", "0A1B2C3D\n", ""):
+        with pytest.raises(ArgumentError, match="expected 8 upper-case hex digits"):
+            node.set_network_id(wrong)
+
+
 def test_reports_before_the_start_while_it_runs_and_after_the_end(world: World) -> None:
     lamp = Lamp()
     node = world.power_on()

@@ -15,6 +15,7 @@ then the report.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import enum
 import itertools
 import logging
@@ -27,7 +28,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rmaker_ota.config import NodeConfig, load_config, parse_config
+from rmaker_ota.config import NETWORK_ID, NodeConfig, load_config, parse_config
 from rmaker_ota.errors import ArgumentError, ConfigError, NotBootableError, NotFoundError, OtaError, StateError
 from rmaker_ota.esp_err import EspErr
 from rmaker_ota.rainmaker import messages
@@ -111,6 +112,11 @@ class _ConfigChanged:
 @dataclass(frozen=True)
 class _ReportConnected:
     """The connection has lasted."""
+
+
+@dataclass(frozen=True)
+class _NetworkChanged:
+    network_id: str | None
 
 
 @dataclass(frozen=True)
@@ -391,6 +397,19 @@ class Node:
         """The same as `add_device`, under the name of the C API."""
         self.add_device(service)
 
+    def set_network_id(self, network_id: str | None) -> None:
+        """The node is in another network (Thread) from now on: its configuration and all values are reported again.
+
+        Args:
+            network_id: 8 upper-case hex digits; None: none.
+
+        Raises:
+            ArgumentError: not such a text.
+        """
+        if network_id is not None and not NETWORK_ID.fullmatch(network_id):
+            raise ArgumentError(f"network id {network_id!r}: expected 8 upper-case hex digits")
+        self._loop.post(_NetworkChanged(network_id))
+
     def report(self) -> None:
         """Reports every parameter that was updated since its last report. Before the node has started nothing is sent:
         all values go out at the start.
@@ -576,6 +595,12 @@ class Node:
                 if self.params.connectivity is not None:
                     self.params.connectivity["Connected"].put(True)
                     self._feed(rules.CallReportParams(0))
+            case _NetworkChanged(network_id):
+                if network_id != self._info.network_id:
+                    self._info = dataclasses.replace(self._info, network_id=network_id)
+                    self._feed(rules.NodeInfoChanged(self._info))
+                    self._config_due = True
+                    self._report_config()
             case _ConfigChanged():
                 self._config_due = True
                 self._report_config()
@@ -742,7 +767,7 @@ class Node:
                 model=node.model or self._boot.project_name,
                 project_name=self._boot.project_name,
                 platform=node.platform,
-                attributes={} if node.network_id is None else {"network-id": node.network_id},
+                attributes={} if self._info.network_id is None else {"network-id": self._info.network_id},
                 devices=self.params.devices,
                 services=self.params.services,
             )
