@@ -111,7 +111,7 @@ class Recording:
         class Recorded(Workflow):
             def __init__(self, *args: Any) -> None:
                 self._steps: list[tuple[Input, Now, list[Action]]] = []
-                options, node, facts, stored = args
+                options, node, facts, stored, *_ = args
                 boots.append(((options, node, facts, None if stored is None else dict(stored)), self._steps))
                 super().__init__(*args)
 

@@ -422,7 +422,7 @@ def test_every_function_can_be_called_inside_every_callback(lib: Any, world: Wor
         return 2
 
     def on_event(base: bytes, event_id: int, data: bytes | None) -> None:
-        if "event" not in found:  # what it does posts events
+        if "diag 1" in found and "event" not in found:  # what it does posts events, and confirms the image
             found["event"] = {}
             found["event"] |= {name: call() for name, call in every.items()}
 

@@ -306,7 +306,7 @@ def test_a_damaged_state_file_is_named_with_the_way_out(agent: Agent, cloud: Clo
     ("right", "wrong", "message"),
     [
         ('id = "N1"', "", "[node] id: missing"),
-        ("port = ", "prot = ", "[mqtt] prot = "),
+        ("port = ", "prot = ", "[mqtt] prot: unknown key; did you mean port?"),
         ('"esp32-image:flash.bin"', '"usb:flash.bin"', "[target] target 'usb:flash.bin' is none of"),
         ("[ota]", "[ota]\nota_max_retries = 11\n", "[ota] ota_max_retries = 11: expected a whole number from 1 to 10"),
     ],

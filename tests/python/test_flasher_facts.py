@@ -89,11 +89,11 @@ def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
 def test_the_folder_is_the_services_or_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CACHE_DIRECTORY", "/var/cache/rmaker-ota:/other")
     monkeypatch.setenv("XDG_CACHE_HOME", "/x")
-    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("HOME", "/users/me")
     assert cache_folder() == Path("/var/cache/rmaker-ota/chips")
     monkeypatch.delenv("CACHE_DIRECTORY")
     assert cache_folder() == Path("/x/rmaker-ota/chips")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache_folder() == Path("/home/me/.cache/rmaker-ota/chips")
+    assert cache_folder() == Path("/users/me/.cache/rmaker-ota/chips")
     monkeypatch.delenv("HOME")
     assert cache_folder() is None

@@ -173,6 +173,8 @@ WHERE = {
 # Option -> tests that show its effect, as module::function. Those of this file are added by `shows`.
 EFFECTS: dict[str, list[str]] = {
     "http_rx_buffer_size": ["tests/csrc/test_source_http.c::no_more_is_taken_at_once_than_the_receive_buffer_holds"],
+    "http_max_bytes_per_s": ["tests.core.test_source_http::test_the_bandwidth_limit_is_never_exceeded"],
+    "ota_read_back": ["tests/csrc/test_pipeline.c::read_back_finds_a_slot_that_forgets"],
     "mqtt_persistent_session": ["tests.flows.test_options::test_a_job_pushed_while_the_node_was_away_arrives"],
     "node_id_from_cert_cn": ["tests.flows.test_options::test_the_certificate_names_the_node"],
     "mqtt_use_basic_ingest": [
