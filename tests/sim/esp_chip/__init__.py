@@ -3,8 +3,8 @@
 from tests.sim.esp_chip.boot import App, BootedApp, crashing_app, silent_app, usual_app
 from tests.sim.esp_chip.chip import Chip, LinkModel, Options
 from tests.sim.esp_chip.faults import Fault
-from tests.sim.esp_chip.flash import Flash, FlashTiming
-from tests.sim.esp_chip.links import PtyLink, TcpLink
+from tests.sim.esp_chip.flash import Flash, FlashFaults, FlashTiming
+from tests.sim.esp_chip.links import DirectLink, PtyLink, TcpLink
 from tests.sim.esp_chip.personas import PERSONAS, Persona
 
 __all__ = (
@@ -12,8 +12,10 @@ __all__ = (
     "App",
     "BootedApp",
     "Chip",
+    "DirectLink",
     "Fault",
     "Flash",
+    "FlashFaults",
     "FlashTiming",
     "LinkModel",
     "Options",

@@ -24,7 +24,7 @@ from typing import Any, Self
 from tests.sim.esp_chip import faults as fault_names
 from tests.sim.esp_chip import slip
 from tests.sim.esp_chip.boot import App, BootedApp, choose, start_text, usual_app
-from tests.sim.esp_chip.faults import Fault, Faults, spoil
+from tests.sim.esp_chip.faults import Faults, spoil
 from tests.sim.esp_chip.flash import Flash, PowerLost
 from tests.sim.esp_chip.links import Link
 from tests.sim.esp_chip.opcodes import MAX_BAUD, NAMES, SPI_FLASH_MD5
@@ -40,6 +40,11 @@ _OUTPUT_MAX = 1 << 20  # bytes for a host that does not read; what comes then is
 _STUB_START_S = 0.010
 _BOOT_S = 0.05
 _CRASHES_MAX = 3
+_SILENCE_S = 0.003  # real time without an answer after which a host is taken to have waited
+_STALL_S = 0.020  # the same in the middle of a frame; less is the machine's doing
+_EN_RISES_S = 0.005  # of the reset pin, with its capacitor
+_ENUMERATES_S = 0.3
+_HOST_COMES_S = 5.0  # real time an app waits with its text for a host that reopens a port
 _ROM_BAUD = 115200.0
 
 
@@ -84,7 +89,9 @@ class Options:
         needs_bootloader: nothing boots without an image where the boot loader belongs.
         table_offset: of the partition table.
         real_time_scale: 1.0: answers come when they would; 0.1: ten times as fast; None: at once.
-        re_enumerates: a system reset makes the USB port disappear and come back under another name.
+        re_enumerates: a reset, or a power-on, makes a native USB port disappear and come back under another name.
+        watchdog_s: watchdogs of the app go on running in the ROM loader and bite after so long in model time, unless
+            the host switches them off. None: they do not.
     """
 
     secure_download: bool = False
@@ -99,6 +106,7 @@ class Options:
     table_offset: int = 0x8000
     real_time_scale: float | None = None
     re_enumerates: bool = False
+    watchdog_s: float | None = None
 
 
 @dataclass(slots=True)
@@ -111,6 +119,21 @@ class Counts:
     resets: int = 0
     boots: int = 0
     commands: Counter[int] = field(default_factory=Counter)
+
+
+@dataclass(slots=True)
+class _Timer:
+    """Something that happens at a moment of model time.
+
+    Attributes:
+        when: the moment.
+        action: what.
+        awaited: the host waits for it: it happens as soon as nothing else does. Else model time has to get there.
+    """
+
+    when: float
+    action: Callable[[], None]
+    awaited: bool = True
 
 
 class Chip:
@@ -179,7 +202,8 @@ class Chip:
         self._tx_end = 0.0  # the last byte to the host has left
         self._host = 0.0  # the host has the last answer
         self._mark = 0.0
-        self._timers: list[tuple[float, Callable[[], None]]] = []
+        self._timers: list[_Timer] = []
+        self._for_host: tuple[float, Callable[[], None]] | None = None  # real deadline, what waits for a host to come
         self._output: deque[tuple[float, bytes]] = deque()  # real time it is due, bytes
         self._output_size = 0
         self._anchor_real = time.monotonic()
@@ -250,8 +274,8 @@ class Chip:
             if self.link_model.kind == "uart":
                 if (dtr, rts) == (False, True):
                     self._hold_reset()
-                elif was == (False, True):  # EN rises
-                    self._reset(self.persona.power_on, download=dtr and not rts, at=self._now())
+                elif was == (False, True):
+                    self._at(self._now() + _EN_RISES_S, self._enable_rises)
             else:
                 if not rts:
                     self._usj_download = dtr
@@ -285,6 +309,17 @@ class Chip:
         """Finishes what the chip still does behind its last answer."""
         with self._lock:
             self._guarded(self._finish_work)
+
+    def deliver(self, data: bytes) -> None:
+        """Bytes from a host in this very thread, on a chip that was not started; answers go to its link at once."""
+        with self._lock:
+            self._guarded(self._receive, data, time.monotonic())
+
+    def let_pass(self) -> None:
+        """What the chip does while nobody sends, for a chip that was not started."""
+        with self._lock:
+            while self._work_waits():
+                self._guarded(self._idle)
 
     # ---- what it reports ---------------------------------------------------------------------------------------------
 
@@ -364,15 +399,26 @@ class Chip:
                     self._guarded(self._idle)
 
     def _work_waits(self) -> bool:
-        return bool(self._timers) or self._loader is not None
+        if self._for_host is not None or any(timer.awaited for timer in self._timers):
+            return True
+        return self._loader is not None and self._loader.has_work
 
     def _idle(self) -> None:
         """Nothing comes: what is due happens, in model time."""
         self._finish_work()
-        if self._timers and (self.options.real_time_scale is None or self._timers[0][0] <= self._now()):
-            at, action = self._timers.pop(0)
-            self._rx_end = max(self._rx_end, at)
+        if self._for_host is not None and (self.link.is_open() or time.monotonic() > self._for_host[0]):
+            _, action = self._for_host
+            self._for_host = None
             action()
+        scaled = self.options.real_time_scale is not None
+        timer = next((timer for timer in self._timers if timer.awaited or scaled), None)
+        if timer is not None and (not scaled or timer.when <= self._now()):
+            self._fire(timer)
+
+    def _fire(self, timer: _Timer) -> None:
+        self._timers.remove(timer)
+        self._rx_end = max(self._rx_end, timer.when)
+        timer.action()
 
     def _finish_work(self) -> None:
         if self._loader is not None:
@@ -383,6 +429,7 @@ class Chip:
         try:
             action(*args)
         except PowerLost:
+            self.flash.faults.power_cut_after = None
             self._power_off()
         except Hung as exc:
             self._hang(str(exc))
@@ -435,22 +482,26 @@ class Chip:
             return 1.0 / self.link_model.usb_bytes_per_s
         return 10.0 / (self.link_model.baud or self._baud)
 
-    def _at(self, when: float, action: Callable[[], None]) -> None:
-        self._timers.append((when, action))
-        self._timers.sort(key=lambda timer: timer[0])
+    def _at(self, when: float, action: Callable[[], None], *, awaited: bool = True) -> None:
+        self._timers.append(_Timer(when, action, awaited))
+        self._timers.sort(key=lambda timer: timer.when)
         self._wake_up()
 
     # ---- from the host -----------------------------------------------------------------------------------------------
 
     def _receive(self, data: bytes, real: float) -> None:
         host_now = self._host_now(real)
-        if self._in_frame:
-            start = self._rx_end if host_now - self._host < 0.02 else max(self._rx_end, host_now)
+        silence = real - self._anchor_real
+        if self._host < self._rx_end and silence > _SILENCE_S:
+            host_now = max(host_now, self._rx_end + silence)  # it waited in vain: that takes its time on any line
+        measured = self.link_model.think == "real" or self.options.real_time_scale is not None
+        if self._in_frame and not (measured and silence > _STALL_S):
+            start = self._rx_end
         else:
             start = max(self._rx_end, host_now)
         self._finish_work()
-        while self._timers and self._timers[0][0] <= start:
-            self._timers.pop(0)[1]()
+        while self._timers and (self._timers[0].when <= start or (self.mode == "off" and self._timers[0].awaited)):
+            self._fire(self._timers[0])  # a host that talks to a chip in reset has waited for it
         self.counts.bytes_in += len(data)
         if self.mode in ("rom", "stub"):
             data = self._through_line(data, to_chip=True)
@@ -503,13 +554,16 @@ class Chip:
     def _frame(self, body: bytes, at: float) -> None:
         opcode = body[1] if len(body) >= 8 and body[0] == 0 else -1
         if opcode >= 0 and not self._spoiling:
+            spoiled = body
             for fault in list(self.faults.at(fault_names.ON_FRAME, opcode)):
                 if fault.kind == fault_names.LOSE_FRAME:
                     return
+                spoiled = spoil(spoiled, fault)
+            if spoiled != body:
                 self._in_frame = True
                 self._spoiling = True
                 try:
-                    self._feed(spoil(body, fault) + slip.END, at, 0.0)
+                    self._feed(spoiled + slip.END, at, 0.0)
                 finally:
                     self._spoiling = False
                 return
@@ -628,27 +682,31 @@ class Chip:
     # ---- power, reset, boot ------------------------------------------------------------------------------------------
 
     def _new_registers(self) -> Registers:
-        kind = self.link_model.kind
         return Registers(
             self.persona,
             self.flash,
             baud=lambda: self._baud,
             arm_watchdog=self._arm_watchdog,
-            is_usb=None if kind == "uart" else kind,
             mac=self.mac,
         )
 
+    def _native_usb(self) -> bool:
+        """Whether the port comes and goes with the chip."""
+        return self.options.re_enumerates and self.link_model.kind != "uart"
+
     def _power_off(self) -> None:
-        self._loader = None
-        self._timers.clear()
+        self._stop()
         self._stalled = False
-        self.running = None
-        self.flash.faults.power_cut_after = None
-        self._set_mode("off")
+        if self._native_usb():
+            self.link.unplug()
+            self._output.clear()
+            self._output_size = 0
 
     def _power_on(self) -> None:
         self._crashes = 0
         self._strapped = self.options.button
+        if self._native_usb():
+            self.link.plug()
         baud = self.options.stub_baud
         if baud is not None:
             self.options.stub_baud = None
@@ -657,37 +715,64 @@ class Chip:
             self.registers.flash_attached = True
             self._set_mode("stub")
             return
-        self._reset(f"0x1 ({self.persona.power_on})", download=self._strapped, at=self._now())
+        self._out_of_reset(f"0x1 ({self.persona.power_on})", download=self._strapped, at=self._now())
 
-    def _hold_reset(self) -> None:
-        self._guarded(self._finish_work)
+    def _stop(self) -> None:
+        """Nothing runs any more."""
         self._loader = None
         self._timers.clear()
-        self.running = None
-        self._set_mode("off")
-
-    def _reset(self, cause: str, *, download: bool, at: float) -> None:
-        self.counts.resets += 1
-        self._loader = None
-        self._timers.clear()
+        self._for_host = None
         self._body.clear()
         self._in_frame = False
         self.running = None
+        self._set_mode("off")
+
+    def _hold_reset(self) -> None:
+        self._guarded(self._finish_work)
+        self._stop()
+
+    def _enable_rises(self) -> None:
+        """The strap is sampled."""
+        self._strapped = (self._dtr and not self._rts) or self.options.button
+        self._out_of_reset(f"0x1 ({self.persona.power_on})", download=self._strapped, at=self._now())
+
+    def _reset(self, cause: str, *, download: bool, at: float) -> None:
+        """With the port disappearing, where it does."""
+        self._stop()
+        if not self._native_usb():
+            self._out_of_reset(cause, download=download, at=at)
+            return
+        self.link.unplug()
+        self._output.clear()
+        self._output_size = 0
+        self._at(at + _ENUMERATES_S, lambda: self._enumerate(cause, download, at + _ENUMERATES_S))
+
+    def _enumerate(self, cause: str, download: bool, at: float) -> None:
+        self.link.plug()
+        if download:
+            self._out_of_reset(cause, download=True, at=at)
+        else:
+            deadline = time.monotonic() + _HOST_COMES_S
+            self._for_host = (deadline, lambda: self._out_of_reset(cause, download=False, at=self._now()))
+
+    def _out_of_reset(self, cause: str, *, download: bool, at: float) -> None:
+        self.counts.resets += 1
         self.why_hung = ""
         self.registers = self._new_registers()
         self._baud, self._auto_baud = _ROM_BAUD, True
         persona = self.persona
-        if not cause.startswith("0x"):
-            cause = f"0x1 ({cause})"
         how = persona.reset_download if download else persona.reset_flash
         text = f"{persona.boot_log.format(name=persona.name)}rst:{cause},boot:{how}\r\n"
-        if download:
-            at = self._print(text + persona.waiting, at)
-            self._loader = RomLoader(self)
-            self._loader.busy = at
-            self._set_mode("rom")
-        else:
+        if not download:
             self._boot(text, at)
+            return
+        at = self._print(text + persona.waiting, at)
+        self._loader = RomLoader(self)
+        self._loader.busy = at
+        if self.options.watchdog_s is not None:
+            self.registers.run_watchdogs()
+            self._at(at + self.options.watchdog_s, self._app_watchdog_bites, awaited=False)
+        self._set_mode("rom")
 
     def restart(self, at: float) -> None:
         """A software reset: the app boots."""
@@ -721,10 +806,11 @@ class Chip:
     def _watchdog_bites(self) -> None:
         """A system reset: the strap is sampled again."""
         self._strapped = self.options.button
-        if self.options.re_enumerates:
-            self.link.unplug()
-            self.link.plug()
         self._reset("0x10 (RTCWDT_RTC_RST)", download=self._strapped, at=self._now())
+
+    def _app_watchdog_bites(self) -> None:
+        if not self.registers.watchdogs_off:
+            self._reset("0x10 (RTCWDT_RTC_RST)", download=self._strapped, at=self._now())
 
     # ---- for the loaders ---------------------------------------------------------------------------------------------
 
@@ -749,8 +835,9 @@ class Chip:
         """Starts what lies in RAM. A published stub with a bit wrong crashes; so does a jump into nothing."""
         content = dict(ram)
         version = 0
-        for image in stub_images(self.persona.stub):
-            if image.entry == entry:
+        for name in (self.persona.name, *self.persona.more_stubs):
+            image = next((image for image in stub_images(name) if image.entry == entry), None)
+            if image is not None:
                 whole = all(bytes(content.get(address, b"")) == data for address, data in image.segments)
                 version = image.version if whole else -1
                 break
@@ -767,8 +854,3 @@ class Chip:
         self.registers.flash_attached = True
         self._set_mode("stub")
         self.answer(-1, b"OHAI", at + _STUB_START_S)
-
-
-def fault(kind: str, **where: int) -> Fault:
-    """A `Fault`; see there."""
-    return Fault(kind, **where)

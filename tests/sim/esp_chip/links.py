@@ -10,7 +10,6 @@ import pty
 import select
 import socket
 import struct
-import termios
 import tty
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -80,7 +79,15 @@ class PtyLink(Link):
         return self._port
 
     def plug(self) -> None:
-        self._master, slave = pty.openpty()
+        if self._master >= 0:
+            return
+        master, slave = pty.openpty()
+        if os.ttyname(slave) == self._port:  # the number is free again: take the next
+            old = (master, slave)
+            master, slave = pty.openpty()
+            for fd in old:
+                os.close(fd)
+        self._master = master
         tty.setraw(slave)
         self._port = os.ttyname(slave)
         os.set_blocking(self._master, False)
@@ -134,11 +141,6 @@ class PtyLink(Link):
             return speed or None
         return None
 
-    def drop_input(self) -> None:
-        """Throws away what the host has not read."""
-        with contextlib.suppress(termios.error, OSError):
-            termios.tcflush(self._master, termios.TCOFLUSH)
-
 
 class TcpLink(Link):
     """A TCP server for one host at a time: ``socket://HOST:PORT``."""
@@ -155,6 +157,8 @@ class TcpLink(Link):
         return f"socket://{self._host}:{self._number}"
 
     def plug(self) -> None:
+        if self._server is not None:
+            return
         self._server = socket.create_server((self._host, self._number))
         self._server.setblocking(False)
         self._number = self._server.getsockname()[1]
@@ -217,3 +221,51 @@ class TcpLink(Link):
 
     def host_baud(self) -> int | None:
         return None
+
+
+class DirectLink(Link):
+    """No port at all: a host in the same thread calls `Chip.deliver` and takes what came.
+
+    Attributes:
+        baud: of the host.
+    """
+
+    def __init__(self) -> None:
+        self.baud = 115200
+        self._plugged = True
+        self._waiting = bytearray()
+
+    @property
+    def port(self) -> str:
+        return "direct"
+
+    def take(self) -> bytes:
+        """What the chip sent since the last time."""
+        data = bytes(self._waiting)
+        self._waiting.clear()
+        return data
+
+    def poll_fd(self) -> int | None:
+        return None
+
+    def write_fd(self) -> int | None:
+        return None
+
+    def is_open(self) -> bool:
+        return self._plugged
+
+    def read(self) -> bytes:
+        return b""
+
+    def write(self, data: bytes) -> int:
+        self._waiting += data
+        return len(data)
+
+    def host_baud(self) -> int | None:
+        return self.baud
+
+    def unplug(self) -> None:
+        self._plugged = False
+
+    def plug(self) -> None:
+        self._plugged = True

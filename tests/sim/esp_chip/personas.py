@@ -47,14 +47,14 @@ class Persona:
         bootloader_offset: where in flash the ROM looks.
         end_survives: FLASH_END leaves a ROM loader that goes on.
         data_needs_begin: FLASH_DATA without FLASH_BEGIN is refused.
-        stub_names: of the data files the stub for it comes in.
+        power_on: the reset reason after that.
+        eco: its number in the security info.
+        more_stubs: names of stubs for other revisions of it; the usual one has the chip's name.
         watchdogs: None: no watchdog that a host has to know.
         registers: further registers, address -> value after reset.
         boot_log: what it prints before the reset reason.
         waiting: what it prints when it waits for the first frame.
         reset_download, reset_flash: the boot field of either mode.
-        usb_buffer: (address, value for OTG, value for USB-Serial-JTAG) of the ROM's note on which line it serves;
-            value 0: it has no such port.
     """
 
     name: str
@@ -79,12 +79,7 @@ class Persona:
     reset_download: str = "0x2 (UART0_BOOT)"
     reset_flash: str = "0xc (SPI_FAST_FLASH_BOOT)"
     power_on: str = "POWERON"
-    stub_name: str = ""
-    usb_buffer: tuple[int, int, int] = (0, 0, 0)
-
-    @property
-    def stub(self) -> str:
-        return self.stub_name or self.name
+    more_stubs: tuple[str, ...] = ()
 
 
 def _rwdt_c6(protect: int, swd_config: int, swd_protect: int) -> Watchdogs:
@@ -130,8 +125,7 @@ _ALL = (
         spi=0x3F402000,
         bootloader_offset=0x1000,
         watchdogs=Watchdogs(0x3F408094, 0x3F408098, 0x3F4080AC),
-        registers={0x3F404038: 8},
-        usb_buffer=(0x3FFFFD14, 2, 0),
+        registers={0x3F404038: 8, 0x3F41A050: 1 << 18},  # GPIO0 high at reset; revision 1.0
         boot_log="ESP-ROM:esp32s2-rc4-20191025\r\nBuild:Oct 25 2019\r\n",
     ),
     Persona(
@@ -140,8 +134,7 @@ _ALL = (
         0x00000009,
         0x60007044,
         watchdogs=Watchdogs(0x60008098, 0x6000809C, 0x600080B0, 0x600080B4, 31, 0x600080B8, _SWD_KEY),
-        registers={0x60004038: 8},
-        usb_buffer=(0x3FCEF14C, 3, 4),
+        registers={0x60004038: 8, 0x60007050: 2 << 18},  # GPIO0 high at reset; revision 0.2
         boot_log="ESP-ROM:esp32s3-20210327\r\nBuild:Mar 27 2021\r\n",
         waiting="waiting for download\r\n",
         reset_download="0x0 (DOWNLOAD(USB/UART0))",
@@ -154,6 +147,7 @@ _ALL = (
         0x60008840,
         xtal_hz=26e6,
         watchdogs=Watchdogs(0x60008084, 0x60008088, 0x6000809C),
+        registers={0x60008844: 1 << 20},  # revision 1.0, beside the MAC
         boot_log="ESP-ROM:esp8684-api2-20220127\r\nBuild:Jan 27 2022\r\n",
     ),
     Persona(
@@ -162,7 +156,7 @@ _ALL = (
         0x1B31506F,
         0x60008844,
         watchdogs=Watchdogs(0x60008090, 0x60008094, 0x600080A8, 0x600080AC, 31, 0x600080B0, _SWD_KEY),
-        usb_buffer=(0x3FCDF07C, 0, 3),
+        registers={0x60008850: 4 << 18},  # revision 0.4
         boot_log="ESP-ROM:esp32c3-api1-20210207\r\nBuild:Feb  7 2021\r\n",
     ),
     Persona(
@@ -175,7 +169,7 @@ _ALL = (
         rom_xtal_hz=48e6,
         bootloader_offset=0x2000,
         watchdogs=_rwdt_c6(0x600B1C18, 0x600B1C1C, 0x600B1C20),
-        registers={0x60096110: 48 << 24},
+        registers={0x60096110: 48 << 24, 0x600B484C: 1 << 4},  # the ROM's crystal; revision 1.0
     ),
     Persona(
         "esp32c6",
@@ -184,6 +178,7 @@ _ALL = (
         0x600B0844,
         spi=0x60003000,
         watchdogs=_rwdt_c6(0x600B1C18, 0x600B1C1C, 0x600B1C20),
+        registers={0x600B0850: 1 << 18},  # revision 0.1
         boot_log="ESP-ROM:esp32c6-20220919\r\nBuild:Sep 19 2022\r\n",
     ),
     Persona(
@@ -211,6 +206,8 @@ _ALL = (
         0x5012D044,
         uart_divider=0,
         eco=5,
+        more_stubs=("esp32p4-rev1",),
+        registers={0x5012D04C: 3 << 4},  # revision 3.0
         spi=0x5008D000,
         bootloader_offset=0x2000,
         watchdogs=Watchdogs(0x50116000, 0x50116004, 0x50116018, 0x5011601C, 18, 0x50116020, _WDT_KEY),

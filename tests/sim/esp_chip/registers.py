@@ -24,7 +24,7 @@ class Registers:
         flash: on the SPI pads.
         baud: what the UART runs at now.
         arm_watchdog: called with the seconds after which the RTC watchdog resets the system.
-        is_usb: None for a UART, else ``otg`` or ``usj``.
+        mac: six bytes.
     """
 
     def __init__(
@@ -34,7 +34,6 @@ class Registers:
         *,
         baud: Callable[[], float],
         arm_watchdog: Callable[[float], None],
-        is_usb: str | None,
         mac: bytes = MAC,
     ) -> None:
         self._persona = persona
@@ -46,10 +45,7 @@ class Registers:
         if persona.magic is not None:
             self._words[CHIP_MAGIC] = persona.magic
         self._words[persona.mac] = int.from_bytes(mac[2:], "big")
-        self._words[persona.mac + 4] = int.from_bytes(mac[:2], "big")
-        address, otg, usj = persona.usb_buffer
-        if address:
-            self._words[address] = {"otg": otg, "usj": usj}.get(is_usb or "", 0)
+        self._words[persona.mac + 4] = self._words.get(persona.mac + 4, 0) | int.from_bytes(mac[:2], "big")
         self._spi = persona.spi
         offsets = (0x1C, 0x20, 0x24, 0x28, 0x2C, 0x80) if persona.spi_old else (0x18, 0x1C, 0x20, 0x24, 0x28, 0x58)
         self._usr, self._usr1, self._usr2, self._mosi, self._miso, self._w0 = (self._spi + off for off in offsets)
@@ -90,11 +86,19 @@ class Registers:
             self._transfer()
             self._words[address] = value & ~_USER_COMMAND
 
-    @property
-    def rtc_watchdog_off(self) -> bool:
-        """Whether the host switched the RTC watchdog off."""
+    def run_watchdogs(self) -> None:
+        """As an app leaves them when only the core was reset."""
         watchdogs = self._persona.watchdogs
-        return watchdogs is None or self._words.get(watchdogs.config0) == 0
+        if watchdogs is not None:
+            self._words[watchdogs.config0] = 1 << 31
+
+    @property
+    def watchdogs_off(self) -> bool:
+        """Whether the host stopped the RTC watchdog and has the super-watchdog feed itself."""
+        watchdogs = self._persona.watchdogs
+        if watchdogs is None:
+            return True
+        return not self._words.get(watchdogs.config0, 0) >> 31 and (self.swd_fed or not watchdogs.swd_config)
 
     def _transfer(self) -> None:
         """One SPI transaction of the "user" registers with the flash."""

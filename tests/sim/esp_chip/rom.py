@@ -72,6 +72,7 @@ class RomLoader:
     """
 
     armed_at = 0.0  # it never misses the start of a frame
+    has_work = False
 
     def __init__(self, chip: Chip) -> None:
         self._chip = chip

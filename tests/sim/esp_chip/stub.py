@@ -123,6 +123,10 @@ class Stub:
         self._work: Callable[[], None] | None = None
         self._ram: list[tuple[int, bytearray]] = []
 
+    @property
+    def has_work(self) -> bool:
+        return self._work is not None
+
     def finish_work(self) -> None:
         """Does what is left to do behind the last answer.
 
