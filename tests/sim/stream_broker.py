@@ -14,6 +14,26 @@ Answer = Block | bytes | tuple[str, str]
 Script = Callable[[BlockRequest], Iterable[Answer]]
 
 
+def truthful(file: bytes, request: BlockRequest) -> list[Block]:
+    """The blocks asked for, in order."""
+    size = request.block_size
+    return [
+        Block(1, number, size, file[number * size : (number + 1) * size])
+        for number in check_request(request, len(file))
+    ]
+
+
+def message_of(topics: StreamTopics, answer: Answer) -> tuple[str, bytes]:
+    """Topic and payload of an answer."""
+    match answer:
+        case Block():
+            return topics.data, answer.encode(topics.flavour)
+        case bytes():
+            return topics.data, answer
+        case (code, text):
+            return topics.rejected, encode_message({"o": code, "m": text}, topics.flavour)
+
+
 class StreamBroker(MemoryTransport):
     """Args:
     file: what the stream holds.
@@ -40,11 +60,7 @@ class StreamBroker(MemoryTransport):
 
     def blocks(self, request: BlockRequest) -> list[Block]:
         """The truthful answer."""
-        size = request.block_size
-        return [
-            Block(1, number, size, self.file[number * size : (number + 1) * size])
-            for number in check_request(request, len(self.file))
-        ]
+        return truthful(self.file, request)
 
     def _reach(self, sent: Sent) -> None:
         super()._reach(sent)
@@ -56,14 +72,7 @@ class StreamBroker(MemoryTransport):
 
     def send(self, answer: Answer) -> None:
         """One message to the node, if it listens."""
-        topic = self.topics.data
-        match answer:
-            case Block():
-                payload = answer.encode(self.topics.flavour)
-            case bytes():
-                payload = answer
-            case (code, text):
-                topic, payload = self.topics.rejected, encode_message({"o": code, "m": text}, self.topics.flavour)
+        topic, payload = message_of(self.topics, answer)
         self.bytes_sent += len(payload)
         if self._online and topic in self._subscriptions:
             assert self._listener is not None
