@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         ArgumentError,
         CallbackError,
         CancelledError,
+        ChipError,
         ConfigError,
         DataError,
         DeviceError,
@@ -153,6 +154,7 @@ __all__ = [
     "Bounds",
     "CallbackError",
     "CancelledError",
+    "ChipError",
     "CommonEvent",
     "ConfigError",
     "DataError",
@@ -244,8 +246,8 @@ _NAMES = {
         NodeConfig load_config
     """,
     "rmaker_ota.errors": """
-        ArgumentError CallbackError CancelledError ConfigError DataError DeviceError DigestError DownloadError
-        FormatError ImageError NotBootableError NotFoundError NotResumableError OtaError OtaTimeoutError
+        ArgumentError CallbackError CancelledError ChipError ConfigError DataError DeviceError DigestError
+        DownloadError FormatError ImageError NotBootableError NotFoundError NotResumableError OtaError OtaTimeoutError
         OutOfMemoryError PendingVerifyError ReadBackError RejectedError RollbackError SlotRunningError
         StateError StateFileError TargetError TooLargeError UnsupportedError VerifyError
     """,

@@ -16,7 +16,8 @@
     ├── NotFoundError             ERR_NOT_FOUND                                     (also LookupError)
     ├── TargetError               the place the image goes to
     │   ├── DeviceError           ERR_SYSTEM, ERR_NO_SPACE, ERR_READ_ONLY, ERR_BUSY,
-    │   │                         ERR_PERMISSION, ERR_SHORT_WRITE                   (also OSError with errno)
+    │   │                         ERR_PERMISSION, ERR_SHORT_WRITE, ERR_SERIAL_LOST  (also OSError with errno)
+    │   ├── ChipError             ERR_CHIP_*: no answer, a refused command, another chip
     │   ├── TooLargeError         ERR_TOO_LARGE
     │   ├── ReadBackError         ERR_READ_BACK
     │   ├── NotResumableError     ERR_NOT_RESUMABLE
@@ -150,6 +151,12 @@ class DeviceError(TargetError, OSError):
         return self.message
 
 
+class ChipError(TargetError):
+    """A chip on a serial line: ``device_code`` is ``status << 8 | error`` of its answer, or 0."""
+
+    status, esp_err = "ERR_CHIP_REFUSED", -1
+
+
 class TooLargeError(TargetError):
     status, esp_err = "ERR_TOO_LARGE", 0x104
 
@@ -230,6 +237,13 @@ _CLASSES: dict[str, type[OtaError]] = {
     "ERR_BUSY": DeviceError,
     "ERR_PERMISSION": DeviceError,
     "ERR_SHORT_WRITE": DeviceError,
+    "ERR_SERIAL_LOST": DeviceError,
+    "ERR_CHIP_SILENT": ChipError,
+    "ERR_CHIP_PROTOCOL": ChipError,
+    "ERR_CHIP_REFUSED": ChipError,
+    "ERR_CHIP_OTHER": ChipError,
+    "ERR_CHIP_BOOT_MODE": ChipError,
+    "ERR_CHIP_RESTARTED": ChipError,
     "ERR_TOO_LARGE": TooLargeError,
     "ERR_READ_BACK": ReadBackError,
     "ERR_NOT_RESUMABLE": NotResumableError,

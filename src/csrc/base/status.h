@@ -69,7 +69,14 @@
     X(ERR_PENDING_VERIFY, -65, 0x1506, "the running image is not confirmed yet")                                       \
     X(ERR_SECURE_VERSION, -66, 0x1504, "the image's secure version is too small")                                      \
     X(ERR_ROLLBACK, -67, 0x1505, "there is no image to roll back to")                                                  \
-    X(ERR_NOT_BOOTABLE, -68, -1, "no slot holds an image that boots")
+    X(ERR_NOT_BOOTABLE, -68, -1, "no slot holds an image that boots")                                                  \
+    X(ERR_SERIAL_LOST, -70, -1, "the device on the serial line is gone")                                               \
+    X(ERR_CHIP_SILENT, -71, 0x107, "the chip does not answer")                                                         \
+    X(ERR_CHIP_PROTOCOL, -72, -1, "the chip's answer could not be understood")                                         \
+    X(ERR_CHIP_REFUSED, -73, -1, "the chip refused a command")                                                         \
+    X(ERR_CHIP_OTHER, -74, 0x10A, "the chip is another one than expected")                                             \
+    X(ERR_CHIP_BOOT_MODE, -75, -1, "the chip is not in download mode")                                                 \
+    X(ERR_CHIP_RESTARTED, -76, -1, "the chip restarted or crashed meanwhile")
 
 typedef enum ota_status {
 #define OTA_STATUS_ENUM(name, number, esp_err, text) OTA_##name = (number),

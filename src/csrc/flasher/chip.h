@@ -24,6 +24,7 @@ enum {
 
 #define OTA_CHIP_MAGIC_REG 0x40001000u /* tells chips apart that do not know GET_SECURITY_INFO; unreadable on the P4 */
 #define OTA_CHIP_MAGICS_MAX 4
+#define OTA_CHIP_FIELDS_MAX 4
 #define OTA_CHIP_REVISION_UNKNOWN UINT32_MAX
 
 /* Bits of a revision: `bits` bits from bit `shift` of eFuse register `reg`, to be put at bit `to` of the result. */
@@ -52,7 +53,7 @@ typedef struct ota_chip {
     uint32_t mac_lo;           /* eFuse word with MAC bytes 2..5; the next one holds bytes 0 and 1 */
     uint32_t strap_reg;        /* boot straps, bit 3: GPIO0 was high; 0: not looked at */
     uint32_t force_boot_reg;   /* bit 0 forces download mode at the next reset; 0: none */
-    ota_chip_field revision[4]; /* minor and major of the wafer version; ended by reg 0 */
+    ota_chip_field revision[OTA_CHIP_FIELDS_MAX]; /* minor and major of the wafer version; ended by reg 0 */
 } ota_chip;
 
 #define OTA_CHIP_WDT_KEY 0x50D83AA1u
@@ -66,6 +67,9 @@ const ota_chip *ota_chip_by_magic(uint32_t magic);
 
 /* Bytes of flash from its JEDEC id (vendor | type << 8 | size code << 16); 0: the id does not say. */
 uint64_t ota_chip_flash_size(uint32_t flash_id);
+
+/* The revision, major * 100 + minor, from the values of the registers of chip->revision. */
+uint32_t ota_chip_revision(const ota_chip *chip, const uint32_t values[OTA_CHIP_FIELDS_MAX]);
 
 /* MAC address of the two eFuse words. */
 void ota_chip_mac(uint32_t lo, uint32_t hi, uint8_t mac[6]);

@@ -36,6 +36,7 @@ typedef struct ota_slip_decoder {
     size_t len;         /* bytes collected; after DONE those of the frame */
     ota_slip_kind kind; /* after DONE: what buf holds */
     uint8_t state;      /* of slip.c */
+    bool is_out;        /* of slip.c: a frame lies in buf, the next byte starts a new one */
 } ota_slip_decoder;
 
 void ota_slip_init(ota_slip_decoder *decoder, void *buf, size_t capacity);
