@@ -129,6 +129,7 @@ typedef struct ota_flasher_info {
     uint64_t flash_size;    /* bytes */
     bool flash_size_known;  /* read or given; false: 2 MiB assumed */
     bool is_stub;           /* a stub does the work, not the boot ROM */
+    bool stub_failed;       /* there is one for this chip, but it did not start: the boot ROM does the work */
     bool stub_was_running;  /* ... of an earlier session */
     const char *stub_name;  /* "" without; of a stub that was running: the name the chip would get */
     uint32_t baud;          /* now; 0: the line has no rate */

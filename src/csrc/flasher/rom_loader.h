@@ -1,7 +1,8 @@
-/* The way from a chip in an unknown state to one that takes flash commands, the exchange of one command, and write sessions:
- * resumable machines that do no I/O and read no clock. flasher.c drives them over a serial line; tests feed them by hand.
+/* The way from a chip in an unknown state to one that takes flash commands: reset, SYNC, which chip, watchdogs, security, rate,
+ * stub, flash id. A resumable machine that does no I/O and reads no clock; flasher.c drives it over a serial line, tests feed it
+ * by hand.
  *
- * Source: esp-serial-protocol.md 2, 4-9, 13. */
+ * Source: esp-serial-protocol.md 4-8, 13. */
 #ifndef OTA_FLASHER_ROM_LOADER_H
 #define OTA_FLASHER_ROM_LOADER_H
 
@@ -13,48 +14,7 @@
 #include "flasher/chip.h"
 #include "flasher/flasher.h"
 #include "flasher/rom_command.h"
-#include "flasher/slip.h"
-
-/* ---- Time-outs ---------------------------------------------------------------------------------------------------
- * Milliseconds that work may take at most, computed from datasheet maxima and what users measured: a sector 400 ms, a page 3 ms,
- * MD5 8 s for 10^6 bytes; never below OTA_ROM_REPLY_MS. */
-
-enum {
-    OTA_ROM_REPLY_MS = 3000,     /* any command without work */
-    OTA_ROM_SYNC_MS = 100,       /* SYNC */
-    OTA_ROM_MEM_END_MS = 200,    /* MEM_END, whose reply a ROM may not send */
-    OTA_ROM_OHAI_MS = 3000,      /* the stub's greeting */
-    OTA_ROM_DRAIN_MS = 200,      /* quiet needed after an unsupported command */
-    OTA_ROM_SECTOR_ERASE_MS = 400,
-    OTA_ROM_SECTOR_PROGRAM_MS = 48,
-};
-uint64_t ota_rom_erase_ms(uint64_t len);
-uint64_t ota_rom_write_ms(uint64_t len); /* erase and program */
-uint64_t ota_rom_md5_ms(uint64_t len);
-/* On the wire at `baud` (0: no rate, as 115200). */
-uint64_t ota_rom_wire_ms(uint64_t bytes, uint32_t baud);
-
-/* ---- Boot messages ------------------------------------------------------------------------------------------------
- * Reads the text a chip prints, for what it says about the way it booted. Fed in any slices. */
-
-#define OTA_ROM_LOG_TAIL 160
-
-typedef struct ota_rom_log {
-    char tail[OTA_ROM_LOG_TAIL]; /* the last line so far, printable characters only; NUL-terminated */
-    size_t len;
-    bool has_boot_mode;
-    uint32_t boot_mode;      /* "boot:0x13" */
-    bool is_download;        /* the boot mode is one of download */
-    bool waits_for_download; /* "waiting for download", "wait uart0 download" */
-    bool has_crashed;        /* "Guru Meditation Error", "Fatal exception" */
-    uint32_t boots;          /* "rst:0x" lines: one for each restart */
-    char crash[OTA_ROM_LOG_TAIL]; /* the line with the crash; "" without */
-    char boot[OTA_ROM_LOG_TAIL];  /* the last line with a boot mode; "" without */
-    const ota_chip *chip;         /* "ESP-ROM:esp32c3-...", "ets " for the ESP32; NULL: not named */
-} ota_rom_log;
-
-void ota_rom_log_init(ota_rom_log *log);
-void ota_rom_log_feed(ota_rom_log *log, const void *bytes, size_t len);
+#include "flasher/rom_exchange.h"
 
 /* ---- Reset sequences ----------------------------------------------------------------------------------------------
  * "D0|R1|W0.1|U1,0": see ota_flasher_options.before_sequence. */
@@ -77,49 +37,16 @@ const char *ota_rom_run_sequence(const ota_flasher_options *options, ota_flasher
 /* The link that is meant: never AUTO. */
 ota_flasher_link ota_rom_link(const ota_flasher_options *options);
 
-/* ---- One command --------------------------------------------------------------------------------------------------
- *
- *     begin -> WAITING -- the reply ---------------> ANSWERED
- *                      -- 01 05, foreign opcode ---> UNSUPPORTED   (the caller drains)
- *                      -- noise, foreign replies --> WAITING       (counted; text goes to the log)
- *
- * A raw exchange waits for any frame instead (OHAI, packets of READ_FLASH). */
-
-typedef enum ota_rom_outcome {
-    OTA_ROM_WAITING,
-    OTA_ROM_ANSWERED,   /* reply is set; its status may tell of an error */
-    OTA_ROM_NOT_KNOWN,  /* the chip does not know this command */
-} ota_rom_outcome;
-
-typedef struct ota_rom_exchange {
-    ota_slip_decoder decoder;
-    uint8_t buf[OTA_ROM_REPLY_MAX];
-    const ota_rom_request *request; /* NULL: raw */
-    ota_rom_outcome outcome;
-    ota_rom_reply reply; /* ANSWERED; its data lasts until more is fed */
-    const uint8_t *frame; /* raw ANSWERED: the frame */
-    size_t frame_len;
-    ota_rom_log *log;     /* what is no frame is read by it; may be NULL */
-    uint64_t frames, damaged, foreign; /* since init */
-} ota_rom_exchange;
-
-void ota_rom_exchange_init(ota_rom_exchange *exchange, ota_rom_log *log);
-/* Starts to wait for the answer to `request` (NULL: for any frame), which outlives the exchange. Half a frame that was received
- * before is kept when `keep`, else it is given up. */
-void ota_rom_exchange_begin(ota_rom_exchange *exchange, const ota_rom_request *request, bool keep);
-/* Takes bytes until the outcome is known; `*used` says how many. Without a begun exchange everything goes to the log. */
-ota_rom_outcome ota_rom_exchange_feed(ota_rom_exchange *exchange, const void *bytes, size_t len, size_t *used);
-
 /* ---- Connecting ---------------------------------------------------------------------------------------------------
  * The caller asks for the next action, carries it out, and tells what came of it, until DONE or an error. */
 
 typedef enum ota_rom_action_kind {
-    OTA_ROM_ACT_LINES,   /* set DTR and RTS; ENOTTY, EINVAL are told by lines_failed and no error */
-    OTA_ROM_ACT_PAUSE,   /* wait `ms`; what arrives is kept for the next action */
-    OTA_ROM_ACT_FLUSH,   /* drop what was received, reading it for the log */
-    OTA_ROM_ACT_DRAIN,   /* read and drop until nothing came for `ms` */
-    OTA_ROM_ACT_BAUD,    /* change the rate of the line; a failure is told and no error */
-    OTA_ROM_ACT_COMMAND, /* send `request`, wait up to `ms` for the answer; send again `repeats` times when none comes */
+    OTA_ROM_ACT_LINES,    /* set DTR and RTS; ENOTTY and EINVAL are told and are no error */
+    OTA_ROM_ACT_PAUSE,    /* wait `ms` */
+    OTA_ROM_ACT_FLUSH,    /* read what was received for the log, and drop it */
+    OTA_ROM_ACT_DRAIN,    /* ... until nothing came for `ms` */
+    OTA_ROM_ACT_BAUD,     /* change the rate of the line to `baud`; EINVAL is told and is no error */
+    OTA_ROM_ACT_COMMAND,  /* send `request`, wait up to `ms` for the answer; send again `repeats` times when none comes */
     OTA_ROM_ACT_GREETING, /* wait up to `ms` for a raw frame */
 } ota_rom_action_kind;
 
@@ -134,42 +61,38 @@ typedef struct ota_rom_action {
 
 /* What came of an action. */
 typedef struct ota_rom_result {
-    bool is_answered;          /* COMMAND, GREETING: something came in time */
-    bool is_unsupported;       /* COMMAND: the chip does not know it */
-    bool failed;               /* LINES, BAUD: the line cannot */
-    const ota_rom_reply *reply; /* is_answered COMMAND */
-    const uint8_t *frame;       /* is_answered GREETING */
+    bool is_answered;           /* COMMAND, GREETING: something came in time */
+    bool is_unsupported;        /* COMMAND: the chip does not know it */
+    bool is_greeted;            /* COMMAND: the stub's greeting came instead of an answer, or behind it */
+    bool failed;                /* LINES, BAUD: the line cannot */
+    const ota_rom_reply *reply; /* COMMAND that is_answered and not is_unsupported */
+    const uint8_t *frame;       /* GREETING that is_answered */
     size_t frame_len;
-    uint32_t sync_replies; /* SYNC: replies that came */
 } ota_rom_result;
 
 typedef struct ota_rom_loader {
     const ota_flasher_options *options; /* borrowed */
     ota_rom_log *log;                   /* borrowed */
-    ota_flasher_info info;              /* out: complete after DONE, as far as it got before */
-    ota_flasher_facts facts;            /* believed; is_known false: not (any more) */
+    ota_flasher_info info;              /* out: complete after DONE, as far as it got before. info.facts: believed when known */
     const ota_chip *chip;               /* NULL until detected */
-    uint32_t line_baud;                 /* rate of our side now */
-    uint32_t step_downs, stub_uploads, resets; /* out: counted */
+    uint32_t resets, step_downs, stub_uploads; /* out: counted */
+    ota_error error;                           /* FAILED: why */
     /* Below: of rom_loader.c. */
-    int state;
-    bool waits; /* an action was handed out */
+    int state, after_regs; /* after_regs: where WRITE_REG leads */
+    uint32_t line_baud;    /* rate of our side; 0: it has none */
     bool dtr, rts;
-    unsigned attempt, syncs, reads;
-    const char *sequence;
-    uint32_t baud_limit, baud_wanted, baud_request, cal, word;
-    uint32_t usr, usr2, old_pointer, mac_lo, efuse3;
-    bool lines_useless, detour, one_by_one;
-    bool saw_text, stub_failed;
+    const char *sequence; /* what is left of it */
+    unsigned attempt, syncs, tries;
+    bool lines_useless, skips_reset, one_by_one, stub_failed, has_mac_lo, has_pads, detours;
+    uint32_t baud_limit, baud, baud_before; /* highest rate still trusted; wanted; before the change */
+    uint32_t calibration, div, mac_lo, usr, usr2, pads, old_pointer;
+    ota_rom_security_info security;
+    bool has_security;
     const ota_flasher_stub *stub;
     unsigned segment;
     uint32_t seq;
-    unsigned entry;
     ota_rom_reg_write regs[OTA_ROM_REG_WRITES_MAX];
-    unsigned reg_count;
-    uint32_t magic_seen;
-    ota_rom_security_info security;
-    bool has_security;
+    size_t reg_count, reg_sent;
     ota_rom_request request;
 } ota_rom_loader;
 
@@ -179,38 +102,16 @@ void ota_rom_loader_init(ota_rom_loader *loader, const ota_flasher_options *opti
 ota_status ota_rom_loader_next(ota_rom_loader *loader, ota_rom_action *action, ota_error *error);
 /* What came of the action. */
 void ota_rom_loader_tell(ota_rom_loader *loader, const ota_rom_result *result);
-
-/* ---- Write sessions -----------------------------------------------------------------------------------------------
- * Checks what may be sent, numbers blocks, and computes time-outs. A failed block ends the session: a ROM never takes the same
- * number again, a stub reports a block's failure one command late and drops that command. */
-
-typedef struct ota_rom_write {
-    bool is_open;
-    bool is_stub;
-    bool deflated;
-    bool encrypt;
-    uint8_t begin_words;
-    uint32_t block_size;
-    uint32_t seq;         /* of the next block */
-    uint64_t offset;      /* in flash */
-    uint64_t size;        /* of the content */
-    uint64_t wire_bound;  /* bytes announced on the wire */
-    uint64_t wire_len;    /* sent */
-    uint64_t content_len; /* sent, inflated */
-    uint64_t settled_len; /* content of which the chip said that it lies in flash */
-    uint64_t previous;    /* content of the block before */
-    uint32_t slow;
-} ota_rom_write;
-
-/* The request that opens the session and the time its answer may take. The arguments were checked against the chip. */
-void ota_rom_write_begin(ota_rom_write *session, const ota_flasher_write *write, bool is_stub, unsigned begin_words,
-                         uint32_t block_size, uint32_t slow, ota_rom_request *request, uint64_t *ms);
-/* One block: 1..block_size bytes that complete `inflated_len` bytes of content. ERR_SIZE: more than announced. */
-ota_status ota_rom_write_block(ota_rom_write *session, const uint8_t *bytes, size_t len, uint64_t inflated_len,
-                               ota_rom_request *request, uint64_t *ms, ota_error *error);
-/* The block's good answer arrived. */
-void ota_rom_write_answered(ota_rom_write *session);
-/* OTA_OK: `request` ends the session. OTA_DONE: nothing is to be sent (ROM). ERR_SIZE: content is missing. */
-ota_status ota_rom_write_end(ota_rom_write *session, ota_rom_request *request, uint64_t *ms, ota_error *error);
+/* The port vanished when the chip was reset, and is back: go on with SYNC. */
+void ota_rom_loader_port_is_back(ota_rom_loader *loader, uint32_t line_baud);
+/* Register writes that read the flash chip's JEDEC id into the first data register of the SPI controller and leave the other
+ * registers as `usr` and `usr2` say; returns their number. */
+size_t ota_rom_flash_id_writes(const ota_chip *chip, uint32_t usr, uint32_t usr2, ota_rom_reg_write *writes);
+/* Register writes that silence the watchdogs (3 or 6), or that let the RTC watchdog reset the chip (4). */
+size_t ota_rom_watchdog_off_writes(const ota_chip *chip, ota_rom_reg_write *writes);
+size_t ota_rom_watchdog_reset_writes(const ota_chip *chip, ota_rom_reg_write *writes);
+/* The rate to ask a boot ROM for, so that the chip ends at `baud`: `sees` and `is` are the crystal as the ROM takes it and as it
+ * is, in the same unit; 0 in either: `baud`. */
+uint32_t ota_rom_baud_request(uint32_t baud, uint64_t sees, uint64_t is);
 
 #endif
