@@ -82,8 +82,8 @@ typedef struct ota_flasher_facts {
     uint32_t revision; /* major * 100 + minor; OTA_FLASHER_UNKNOWN */
     uint32_t flash_id; /* JEDEC: vendor | type << 8 | size code << 16 */
     uint64_t flash_size;
-    uint32_t baud;       /* the rate that worked: where to start instead of options.baud when that is higher. 0: not known */
-    uint32_t rom_clock;  /* ESP32: the crystal as its ROM sees it, Hz; C2, C5: as measured, MHz. 0: not known */
+    uint32_t baud;       /* the highest rate that works, where a higher one failed: options.baud is cut to it. 0: none failed */
+    uint32_t rom_clock;  /* of the crystal, for the rate. ESP32: as its ROM sees it, Hz; C2, C5: so << 8 | as it is, MHz. 0: not known */
 } ota_flasher_facts;
 
 #define OTA_FLASHER_UNKNOWN UINT32_MAX
@@ -135,7 +135,7 @@ typedef struct ota_flasher_info {
     uint32_t baud;          /* now; 0: the line has no rate */
     ota_flasher_link link;  /* never AUTO */
     bool was_reset;         /* the chip was reset on the way in; false: lines cannot, or were not to */
-    bool secure_download;   /* nothing can be read, nothing verified, no deflate, no erase but by writing */
+    bool secure_download;   /* nothing can be read, nothing verified, no deflate */
     bool secure_boot;
     bool flash_encrypted;
     uint32_t security_flags; /* of the security info, 0 on the ESP32 */

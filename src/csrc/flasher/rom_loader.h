@@ -83,7 +83,7 @@ typedef struct ota_rom_loader {
     bool dtr, rts;
     const char *sequence; /* what is left of it */
     unsigned attempt, syncs, tries;
-    bool lines_useless, skips_reset, one_by_one, stub_failed, has_mac_lo, has_pads, detours;
+    bool lines_useless, skips_reset, asked_security, one_by_one, stub_failed, has_mac_lo, has_pads, detours;
     uint32_t baud_limit, baud, baud_before; /* highest rate still trusted; wanted; before the change */
     uint32_t calibration, div, mac_lo, usr, usr2, pads, old_pointer;
     ota_rom_security_info security;
