@@ -763,7 +763,7 @@ static bool ask(ota_rom_loader *loader, ota_rom_action *action) {
         loader->tries = 0;
         loader->stub = loader->stub_failed ? NULL : choose_stub(loader);
         if (info->is_stub) {
-            info->stub_was_running = true;
+            info->stub_was_running = loader->stub_uploads == 0;
             info->stub_name = stub_name(loader);
             loader->state = USR;
         } else if (loader->stub == NULL) {
