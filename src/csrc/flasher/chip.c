@@ -4,8 +4,10 @@
 #include <ctype.h>
 
 /* SPI controllers of the ESP32 and of all later chips: offsets of user, user1, user2, mosi_dlen, miso_dlen, w0. */
-#define SPI_OLD .spi_usr = 0x1C, .spi_usr1 = 0x20, .spi_usr2 = 0x24, .spi_mosi_dlen = 0x28, .spi_miso_dlen = 0x2C, .spi_w0 = 0x80
-#define SPI_NEW .spi_usr = 0x18, .spi_usr1 = 0x1C, .spi_usr2 = 0x20, .spi_mosi_dlen = 0x24, .spi_miso_dlen = 0x28, .spi_w0 = 0x58
+#define SPI_OLD                                                                                                        \
+    .spi_usr = 0x1C, .spi_usr1 = 0x20, .spi_usr2 = 0x24, .spi_mosi_dlen = 0x28, .spi_miso_dlen = 0x2C, .spi_w0 = 0x80
+#define SPI_NEW                                                                                                        \
+    .spi_usr = 0x18, .spi_usr1 = 0x1C, .spi_usr2 = 0x20, .spi_mosi_dlen = 0x24, .spi_miso_dlen = 0x28, .spi_w0 = 0x58
 /* The watchdogs of the low-power domain of C6 and its like. */
 #define WDT_LP(base, protect)                                                                                          \
     .wdt_config0 = (base), .wdt_config1 = (base) + 4, .wdt_protect = (base) + (protect),                               \
@@ -25,7 +27,9 @@ static const ota_chip chips[] = {
         .mac_lo = 0x3FF5A004,
         /* Major: bit 15 of word 3, bit 20 of word 5, bit 31 of APB_CTRL_DATE make 0, 1, 3, 7 (fields of one bit each, which
          * ota_chip_revision turns into 0..3). */
-        .revision = {{0x3FF5A00C, 15, 1, 0, true}, {0x3FF5A014, 20, 1, 1, true}, {0x3FF6607C, 31, 1, 2, true},
+        .revision = {{0x3FF5A00C, 15, 1, 0, true},
+                     {0x3FF5A014, 20, 1, 1, true},
+                     {0x3FF6607C, 31, 1, 2, true},
                      {0x3FF5A014, 24, 2, 0, false}},
     },
     {

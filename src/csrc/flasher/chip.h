@@ -35,10 +35,10 @@ typedef struct ota_chip_field {
 } ota_chip_field;
 
 typedef struct ota_chip {
-    uint16_t id;       /* as in image headers and GET_SECURITY_INFO */
-    uint16_t usb_pid;  /* of the ROM's USB-OTG CDC device (VID 303A); 0: it has none */
-    const char *name;  /* "esp32c3" */
-    const char *title; /* "ESP32-C3" */
+    uint16_t id;                          /* as in image headers and GET_SECURITY_INFO */
+    uint16_t usb_pid;                     /* of the ROM's USB-OTG CDC device (VID 303A); 0: it has none */
+    const char *name;                     /* "esp32c3" */
+    const char *title;                    /* "ESP32-C3" */
     uint32_t magics[OTA_CHIP_MAGICS_MAX]; /* values of OTA_CHIP_MAGIC_REG, ended by 0 */
     uint32_t spi_base;                    /* of the SPI controller of the flash, and offsets from it */
     uint8_t spi_usr, spi_usr1, spi_usr2, spi_mosi_dlen, spi_miso_dlen, spi_w0;
@@ -48,11 +48,11 @@ typedef struct ota_chip {
     bool has_security_info;    /* knows GET_SECURITY_INFO */
     uint32_t large_needs_stub; /* flash beyond this many bytes is reached with a stub only (the ROM wraps addresses) */
     uint32_t uart_div;         /* divider register of UART 0; 0: not used */
-    uint32_t wdt_config0, wdt_config1, wdt_protect;       /* RTC watchdog; 0: none */
-    uint32_t swd_config, swd_protect, swd_key, swd_auto;  /* super watchdog: registers, key, auto-feed bit; 0: none */
-    uint32_t mac_lo;           /* eFuse word with MAC bytes 2..5; the next one holds bytes 0 and 1 */
-    uint32_t strap_reg;        /* boot straps, bit 3: GPIO0 was high; 0: not looked at */
-    uint32_t force_boot_reg;   /* bit 0 forces download mode at the next reset; 0: none */
+    uint32_t wdt_config0, wdt_config1, wdt_protect;      /* RTC watchdog; 0: none */
+    uint32_t swd_config, swd_protect, swd_key, swd_auto; /* super watchdog: registers, key, auto-feed bit; 0: none */
+    uint32_t mac_lo;                              /* eFuse word with MAC bytes 2..5; the next one holds bytes 0 and 1 */
+    uint32_t strap_reg;                           /* boot straps, bit 3: GPIO0 was high; 0: not looked at */
+    uint32_t force_boot_reg;                      /* bit 0 forces download mode at the next reset; 0: none */
     ota_chip_field revision[OTA_CHIP_FIELDS_MAX]; /* minor and major of the wafer version; ended by reg 0 */
 } ota_chip;
 

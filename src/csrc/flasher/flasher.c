@@ -22,13 +22,13 @@
 
 #define SEQUENCE_MAX 255u
 #define STUB_SEGMENT_MAX (256u << 10)
-#define WRITE_MS 10000u          /* a USB device that takes nothing for so long is stuck */
-#define MIDFRAME_QUIET_MS 250u   /* no frame pauses so long: what came is text */
-#define DAMAGED_REPEAT_MS 300u   /* a damaged answer was it; ask again after that */
-#define LATE_REPLY_QUIET_MS 50u  /* after a repeated command: its first answer may still come */
+#define WRITE_MS 10000u         /* a USB device that takes nothing for so long is stuck */
+#define MIDFRAME_QUIET_MS 250u  /* no frame pauses so long: what came is text */
+#define DAMAGED_REPEAT_MS 300u  /* a damaged answer was it; ask again after that */
+#define LATE_REPLY_QUIET_MS 50u /* after a repeated command: its first answer may still come */
 #define DRAIN_MAX_MS 3000u
-#define FLUSH_READS_MAX 64u      /* a chip that talks all the time */
-#define REOPEN_MS 5000u          /* Linux needs 0.1-1 s to make the port of a chip that was reset again */
+#define FLUSH_READS_MAX 64u /* a chip that talks all the time */
+#define REOPEN_MS 5000u     /* Linux needs 0.1-1 s to make the port of a chip that was reset again */
 #define WATCHDOG_RESET_MS 500u
 #define READ_TRANSFER_MAX 0x10000u /* of one READ_FLASH, whose MD5 stands for all of it */
 #define READ_TRIES 3u
@@ -107,8 +107,8 @@ static ota_status port_failed(ota_flasher *flasher, int errnum, const char *what
     flasher->session.is_open = false;
     if (errnum == ECANCELED) {
         flasher->state = OTA_FLASHER_STOPPED;
-        return ota_error_set(error, OTA_ERR_CANCELLED, OTA_STAGE_TARGET, 0, errnum, "%s: %s was cancelled", who(flasher),
-                             what);
+        return ota_error_set(error, OTA_ERR_CANCELLED, OTA_STAGE_TARGET, 0, errnum, "%s: %s was cancelled",
+                             who(flasher), what);
     }
     if (errnum == ENODEV) {
         flasher->state = OTA_FLASHER_GONE;
@@ -117,8 +117,8 @@ static ota_status port_failed(ota_flasher *flasher, int errnum, const char *what
     }
     flasher->state = OTA_FLASHER_BROKEN;
     if (errnum == ETIMEDOUT) {
-        return ota_error_set(error, OTA_ERR_CHIP_SILENT, OTA_STAGE_TARGET, 0, errnum, "%s: %s takes no more bytes (during %s)",
-                             who(flasher), name, what);
+        return ota_error_set(error, OTA_ERR_CHIP_SILENT, OTA_STAGE_TARGET, 0, errnum,
+                             "%s: %s takes no more bytes (during %s)", who(flasher), name, what);
     }
     char text[160];
     snprintf(text, sizeof text, "%s: %s failed during %s", who(flasher), name, what);
@@ -133,8 +133,8 @@ typedef struct outcome {
 } outcome;
 
 /* A command that was not answered, or not with success. Silence ends the session; after a refusal the chip listens on. */
-static ota_status command_failed(ota_flasher *flasher, const ota_rom_request *request, uint64_t offset, const outcome *what,
-                                 ota_error *error) {
+static ota_status command_failed(ota_flasher *flasher, const ota_rom_request *request, uint64_t offset,
+                                 const outcome *what, ota_error *error) {
     const char *name = ota_rom_op_name(request->op);
     if (what->is_answered && !what->is_unsupported) {
         uint8_t status = flasher->exchange.reply.status, code = flasher->exchange.reply.error;
@@ -159,8 +159,9 @@ static ota_status command_failed(ota_flasher *flasher, const ota_rom_request *re
                              "%s: it restarted during %s at 0x%llx: %s", who(flasher), name, (unsigned long long)offset,
                              flasher->log.boot);
     }
-    return ota_error_set(error, OTA_ERR_CHIP_SILENT, OTA_STAGE_TARGET, offset, 0, "%s: no answer to %s at 0x%llx from the %s",
-                         who(flasher), name, (unsigned long long)offset, persona(flasher));
+    return ota_error_set(error, OTA_ERR_CHIP_SILENT, OTA_STAGE_TARGET, offset, 0,
+                         "%s: no answer to %s at 0x%llx from the %s", who(flasher), name, (unsigned long long)offset,
+                         persona(flasher));
 }
 
 /* ---- Bytes ------------------------------------------------------------------------------------------------------- */
@@ -276,8 +277,8 @@ static int receive(ota_flasher *flasher, uint64_t deadline, bool is_short, ota_r
 /* ---- Commands ---------------------------------------------------------------------------------------------------- */
 
 /* Sends a request and waits up to `ms` for its answer, `repeats` times more when none comes. */
-static ota_status exchange(ota_flasher *flasher, const ota_rom_request *request, uint64_t ms, unsigned repeats, outcome *what,
-                           ota_error *error) {
+static ota_status exchange(ota_flasher *flasher, const ota_rom_request *request, uint64_t ms, unsigned repeats,
+                           outcome *what, ota_error *error) {
     const char *name = ota_rom_op_name(request->op);
     bool is_short = request->repeatable && ms <= OTA_ROM_REPLY_MS;
     memset(what, 0, sizeof *what);
@@ -306,7 +307,8 @@ static ota_status exchange(ota_flasher *flasher, const ota_rom_request *request,
         what->is_answered = result != OTA_ROM_WAITING;
         what->is_unsupported = result == OTA_ROM_NOT_SUPPORTED;
         what->has_restarted = has_restarted(flasher);
-        if (what->is_answered && i > 0) { /* the first answer may come late, and would look like that of the next command */
+        if (what->is_answered &&
+            i > 0) { /* the first answer may come late, and would look like that of the next command */
             ota_rom_reply reply = flasher->exchange.reply;
             uint8_t data[OTA_ROM_READ_SLOW_MAX];
             memcpy(data, reply.data, reply.data_len < sizeof data ? reply.data_len : sizeof data);
@@ -698,7 +700,10 @@ static void no_longer_blank(ota_flasher *flasher) {
 /* ---- Flash: MD5, erase, read -------------------------------------------------------------------------------------- */
 
 static int hex_digit(uint8_t c) {
-    return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+    return c >= '0' && c <= '9'   ? c - '0'
+           : c >= 'a' && c <= 'f' ? c - 'a' + 10
+           : c >= 'A' && c <= 'F' ? c - 'A' + 10
+                                  : -1;
 }
 
 static bool parse_hex(const uint8_t *text, uint8_t digest[16]) {
@@ -753,10 +758,11 @@ ota_status ota_flasher_erase(ota_flasher *flasher, uint64_t offset, uint64_t len
             ota_rom_erase_region(&flasher->request, (uint32_t)at, (uint32_t)piece);
         } else { /* BEGIN erases, and nothing need follow */
             uint32_t block = flasher->info.block_size;
-            ota_rom_flash_begin(&flasher->request, false, (uint32_t)piece, (uint32_t)((piece + block - 1) / block), block,
-                                (uint32_t)at, begin_words(flasher, false), false);
+            ota_rom_flash_begin(&flasher->request, false, (uint32_t)piece, (uint32_t)((piece + block - 1) / block),
+                                block, (uint32_t)at, begin_words(flasher, false), false);
         }
-        status = run_command(flasher, &flasher->request, slowed(flasher, ota_rom_erase_ms(piece)), WORK_REPEATS, at, error);
+        status =
+            run_command(flasher, &flasher->request, slowed(flasher, ota_rom_erase_ms(piece)), WORK_REPEATS, at, error);
         if (status != OTA_OK) {
             return status;
         }
@@ -962,7 +968,8 @@ ota_status ota_flasher_write_begin(ota_flasher *flasher, const ota_flasher_write
     return OTA_OK;
 }
 
-static ota_status send_block(ota_flasher *flasher, const uint8_t *bytes, size_t len, uint64_t inflated_len, ota_error *error) {
+static ota_status send_block(ota_flasher *flasher, const uint8_t *bytes, size_t len, uint64_t inflated_len,
+                             ota_error *error) {
     ota_rom_write *session = &flasher->session;
     uint64_t ms;
     ota_status status = ota_rom_write_block(session, bytes, len, inflated_len, &flasher->request, &ms, error);
@@ -1005,7 +1012,8 @@ ota_status ota_flasher_write_data(ota_flasher *flasher, const void *bytes, size_
     }
     const uint8_t *in = bytes;
     if (session->deflated) {
-        flasher->block_content += inflated_len; /* goes with the first block that holds some of it: time-outs grow with it */
+        flasher->block_content +=
+            inflated_len; /* goes with the first block that holds some of it: time-outs grow with it */
     }
     while (len > 0) {
         size_t size = session->block_size, piece = size - flasher->block_len;
@@ -1067,7 +1075,8 @@ void ota_flasher_write_abort(ota_flasher *flasher) {
     flasher->session.is_open = false;
 }
 
-static ota_status write_plain(ota_flasher *flasher, uint64_t offset, const uint8_t *bytes, size_t len, ota_error *error) {
+static ota_status write_plain(ota_flasher *flasher, uint64_t offset, const uint8_t *bytes, size_t len,
+                              ota_error *error) {
     ota_flasher_write write = {.offset = offset, .size = len};
     ota_status status = ota_flasher_write_begin(flasher, &write, error);
     if (status == OTA_OK) {
@@ -1091,7 +1100,8 @@ static ota_status sector_is_blank(ota_flasher *flasher, uint64_t offset, bool *i
 }
 
 /* The part of a program that lies in one sector. */
-static ota_status program_sector(ota_flasher *flasher, uint64_t offset, const uint8_t *bytes, size_t len, ota_error *error) {
+static ota_status program_sector(ota_flasher *flasher, uint64_t offset, const uint8_t *bytes, size_t len,
+                                 ota_error *error) {
     uint64_t sector = ota_round_down(offset, OTA_FLASH_SECTOR);
     size_t at = (size_t)(offset - sector);
     bool is_blank = false;
@@ -1146,7 +1156,8 @@ static ota_status run_sequence(ota_flasher *flasher, const char *sequence, bool 
     ota_serial *serial = flasher->serial;
     ota_rom_step step = {.dtr = flasher->dtr, .rts = flasher->rts};
     while (ota_rom_sequence_next(&sequence, &step) == OTA_OK) {
-        int errnum = step.sets_lines ? set_lines(flasher, step.dtr, step.rts) : serial->ops->wait_ms(serial, step.wait_ms);
+        int errnum =
+            step.sets_lines ? set_lines(flasher, step.dtr, step.rts) : serial->ops->wait_ms(serial, step.wait_ms);
         if (errnum == ENODEV) {
             *vanished = true;
             return OTA_OK;
@@ -1195,7 +1206,8 @@ static ota_status watchdog_reset(ota_flasher *flasher, bool *vanished, ota_error
     if (status == OTA_ERR_CANCELLED || status == OTA_ERR_CHIP_REFUSED) {
         return ota_error_set(error, own.status, own.stage, 0, own.device_code, "%s", own.text);
     }
-    int errnum = status == OTA_ERR_SERIAL_LOST ? ENODEV : flasher->serial->ops->wait_ms(flasher->serial, WATCHDOG_RESET_MS);
+    int errnum =
+        status == OTA_ERR_SERIAL_LOST ? ENODEV : flasher->serial->ops->wait_ms(flasher->serial, WATCHDOG_RESET_MS);
     *vanished = errnum == ENODEV;
     return errnum == 0 || *vanished ? OTA_OK : port_failed(flasher, errnum, "reset", error);
 }
@@ -1213,7 +1225,8 @@ static ota_status console_rate(ota_flasher *flasher, bool *vanished, ota_error *
 
 ota_status ota_flasher_reset(ota_flasher *flasher, ota_flasher_after how, ota_error *error) {
     if (flasher->state == OTA_FLASHER_GONE || flasher->state == OTA_FLASHER_STOPPED) {
-        return ota_error_set(error, OTA_ERR_STATE, OTA_STAGE_TARGET, 0, 0, "%s: the line is gone or cancelled", who(flasher));
+        return ota_error_set(error, OTA_ERR_STATE, OTA_STAGE_TARGET, 0, 0, "%s: the line is gone or cancelled",
+                             who(flasher));
     }
     ota_status status = OTA_OK;
     how = how == OTA_FLASHER_AFTER_AUTO ? flasher->options.after : how;
@@ -1234,7 +1247,8 @@ ota_status ota_flasher_reset(ota_flasher *flasher, ota_flasher_after how, ota_er
             status = console_rate(flasher, &vanished, error);
         }
     } else {
-        if (flasher->state == OTA_FLASHER_READY && flasher->chip->force_boot_reg != 0 && !flasher->info.secure_download) {
+        if (flasher->state == OTA_FLASHER_READY && flasher->chip->force_boot_reg != 0 &&
+            !flasher->info.secure_download) {
             ota_rom_reg_write write = {.address = flasher->chip->force_boot_reg, .mask = 1};
             status = write_regs(flasher, &write, 1, error);
         }

@@ -38,16 +38,16 @@ typedef enum ota_flasher_state {
 /* How the boot loader is entered. */
 typedef enum ota_flasher_before {
     OTA_FLASHER_DEFAULT_RESET, /* by DTR and RTS, as USB product id and platform suggest; lines without DTR and RTS: NO_RESET */
-    OTA_FLASHER_CLASSIC_RESET, /* one line at a time only */
-    OTA_FLASHER_USB_RESET,     /* as for USB-Serial-JTAG */
-    OTA_FLASHER_NO_RESET,      /* the chip waits in its boot loader, or a stub runs */
+    OTA_FLASHER_CLASSIC_RESET,    /* one line at a time only */
+    OTA_FLASHER_USB_RESET,        /* as for USB-Serial-JTAG */
+    OTA_FLASHER_NO_RESET,         /* the chip waits in its boot loader, or a stub runs */
     OTA_FLASHER_NO_RESET_NO_SYNC, /* ... and is in step already; taken for a boot ROM */
     OTA_FLASHER_CUSTOM_RESET,     /* before_sequence */
 } ota_flasher_before;
 
 /* How the chip is restarted. */
 typedef enum ota_flasher_after {
-    OTA_FLASHER_AFTER_AUTO,     /* HARD_RESET, or WATCHDOG_RESET where only that leaves the boot loader (straps low on USB) */
+    OTA_FLASHER_AFTER_AUTO, /* HARD_RESET, or WATCHDOG_RESET where only that leaves the boot loader (straps low on USB) */
     OTA_FLASHER_HARD_RESET,     /* by RTS */
     OTA_FLASHER_WATCHDOG_RESET, /* by the RTC watchdog: S2, S3, C3, C5, C61, P4. ERR_UNSUPPORTED on others */
     OTA_FLASHER_AFTER_CUSTOM,   /* after_sequence */
@@ -55,7 +55,7 @@ typedef enum ota_flasher_after {
 } ota_flasher_after;
 
 typedef enum ota_flasher_link {
-    OTA_FLASHER_LINK_AUTO,     /* from serial->usb_vid and usb_pid: 303A:1001 is USB_JTAG, 303A:0002, 0009, 0012 are USB_OTG */
+    OTA_FLASHER_LINK_AUTO, /* from serial->usb_vid and usb_pid: 303A:1001 is USB_JTAG, 303A:0002, 0009, 0012 are USB_OTG */
     OTA_FLASHER_LINK_UART,     /* a UART, behind a USB bridge or not */
     OTA_FLASHER_LINK_USB_JTAG, /* the chip's USB-Serial-JTAG: no rate, core reset only */
     OTA_FLASHER_LINK_USB_OTG,  /* CDC of the chip's ROM: no rate, blocks of 0x800 bytes */
@@ -82,8 +82,10 @@ typedef struct ota_flasher_facts {
     uint32_t revision; /* major * 100 + minor; OTA_FLASHER_UNKNOWN */
     uint32_t flash_id; /* JEDEC: vendor | type << 8 | size code << 16 */
     uint64_t flash_size;
-    uint32_t baud;       /* the highest rate that works, where a higher one failed: options.baud is cut to it. 0: none failed */
-    uint32_t rom_clock;  /* of the crystal, for the rate. ESP32: as its ROM sees it, Hz; C2, C5: so << 8 | as it is, MHz. 0: not known */
+    uint32_t
+        baud; /* the highest rate that works, where a higher one failed: options.baud is cut to it. 0: none failed */
+    uint32_t
+        rom_clock; /* of the crystal, for the rate. ESP32: as its ROM sees it, Hz; C2, C5: so << 8 | as it is, MHz. 0: not known */
 } ota_flasher_facts;
 
 #define OTA_FLASHER_UNKNOWN UINT32_MAX
@@ -98,22 +100,24 @@ typedef struct ota_flasher_options {
     ota_serial *serial; /* borrowed, outlives the flasher; nobody else uses it meanwhile */
     const char *chip;   /* "esp32c3", "ESP32-C3"; NULL or "auto": whatever is there. Copied */
     ota_flasher_before before;
-    ota_flasher_after after;     /* what ota_flasher_reset(AFTER_AUTO) does; STAY is allowed */
-    const char *before_sequence; /* CUSTOM_RESET: "D0|R1|W0.1|D1|R0|W0.05|D0", U<dtr>,<rts> both at once, W seconds (up to 10).
+    ota_flasher_after after; /* what ota_flasher_reset(AFTER_AUTO) does; STAY is allowed */
+    const char
+        *before_sequence; /* CUSTOM_RESET: "D0|R1|W0.1|D1|R0|W0.05|D0", U<dtr>,<rts> both at once, W seconds (up to 10).
                                     Copied, at most 255 bytes */
     const char *after_sequence;
     ota_flasher_link link;
-    uint32_t baud;        /* bits per second to go to after detection; 0: stay at 115200. Ignored on USB and on sockets */
-    uint32_t baud_min;    /* step-down ends here; 0: 115200 */
-    int connect_attempts; /* 0: 7; below 0: for ever (until cancelled) */
-    uint32_t reuse_baud;  /* before any reset look for a stub that still runs at this rate; 0: do not */
+    uint32_t baud;     /* bits per second to go to after detection; 0: stay at 115200. Ignored on USB and on sockets */
+    uint32_t baud_min; /* step-down ends here; 0: 115200 */
+    int connect_attempts;          /* 0: 7; below 0: for ever (until cancelled) */
+    uint32_t reuse_baud;           /* before any reset look for a stub that still runs at this rate; 0: do not */
     const ota_flasher_stub *stubs; /* to choose from by name; none for the chip: the boot ROM does the work. Borrowed */
     size_t stub_count;
-    ota_flasher_facts facts;  /* copied */
-    uint64_t flash_size;      /* bytes; 0: ask the flash chip. Needed in secure download mode (2 MiB is assumed otherwise) */
-    bool allow_encrypted;     /* write although flash encryption is on: the bytes are ciphertext already */
-    uint32_t slow;            /* every time-out for work is multiplied by this; 0: 1 */
-    void (*trace)(void *user, ota_flasher_trace what, const void *bytes, size_t len); /* NULL: none. On the calling thread */
+    ota_flasher_facts facts; /* copied */
+    uint64_t flash_size; /* bytes; 0: ask the flash chip. Needed in secure download mode (2 MiB is assumed otherwise) */
+    bool allow_encrypted; /* write although flash encryption is on: the bytes are ciphertext already */
+    uint32_t slow;        /* every time-out for work is multiplied by this; 0: 1 */
+    void (*trace)(void *user, ota_flasher_trace what, const void *bytes,
+                  size_t len); /* NULL: none. On the calling thread */
     void *trace_user;
 } ota_flasher_options;
 
@@ -123,19 +127,19 @@ typedef struct ota_flasher_info {
     const char *title; /* "ESP32-C3" */
     bool has_mac;      /* false in secure download mode */
     uint8_t mac[6];
-    uint32_t revision;      /* major * 100 + minor; OTA_FLASHER_UNKNOWN until facts or ota_flasher_read_revision told it */
-    uint32_t eco_version;   /* of the security info; OTA_FLASHER_UNKNOWN */
-    uint32_t flash_id;      /* JEDEC; 0 when it cannot be read */
-    uint64_t flash_size;    /* bytes */
-    bool flash_size_known;  /* read or given; false: 2 MiB assumed */
-    bool is_stub;           /* a stub does the work, not the boot ROM */
-    bool stub_failed;       /* there is one for this chip, but it did not start: the boot ROM does the work */
-    bool stub_was_running;  /* ... of an earlier session */
-    const char *stub_name;  /* "" without; of a stub that was running: the name the chip would get */
-    uint32_t baud;          /* now; 0: the line has no rate */
-    ota_flasher_link link;  /* never AUTO */
-    bool was_reset;         /* the chip was reset on the way in; false: lines cannot, or were not to */
-    bool secure_download;   /* nothing can be read, nothing verified, no deflate */
+    uint32_t revision; /* major * 100 + minor; OTA_FLASHER_UNKNOWN until facts or ota_flasher_read_revision told it */
+    uint32_t eco_version;  /* of the security info; OTA_FLASHER_UNKNOWN */
+    uint32_t flash_id;     /* JEDEC; 0 when it cannot be read */
+    uint64_t flash_size;   /* bytes */
+    bool flash_size_known; /* read or given; false: 2 MiB assumed */
+    bool is_stub;          /* a stub does the work, not the boot ROM */
+    bool stub_failed;      /* there is one for this chip, but it did not start: the boot ROM does the work */
+    bool stub_was_running; /* ... of an earlier session */
+    const char *stub_name; /* "" without; of a stub that was running: the name the chip would get */
+    uint32_t baud;         /* now; 0: the line has no rate */
+    ota_flasher_link link; /* never AUTO */
+    bool was_reset;        /* the chip was reset on the way in; false: lines cannot, or were not to */
+    bool secure_download;  /* nothing can be read, nothing verified, no deflate */
     bool secure_boot;
     bool flash_encrypted;
     uint32_t security_flags; /* of the security info, 0 on the ESP32 */
@@ -197,9 +201,11 @@ ota_status ota_flasher_md5(ota_flasher *flasher, uint64_t offset, uint64_t len, 
 typedef struct ota_flasher_write {
     uint64_t offset; /* in flash, a multiple of OTA_FLASH_SECTOR */
     uint64_t size;   /* exact bytes of the content, above 0 (deflated: after inflating) */
-    bool deflated;   /* the data is one zlib stream with a window of at most 32 KiB; ERR_UNSUPPORTED without can_deflate */
-    bool encrypt;    /* the chip encrypts what it writes; offset and size multiples of 32. MD5 cannot verify it */
-    uint64_t wire_bound; /* deflated: at least as many bytes as the stream will have; 0: what zlib can need at most (fine for a
+    bool
+        deflated; /* the data is one zlib stream with a window of at most 32 KiB; ERR_UNSUPPORTED without can_deflate */
+    bool encrypt; /* the chip encrypts what it writes; offset and size multiples of 32. MD5 cannot verify it */
+    uint64_t
+        wire_bound; /* deflated: at least as many bytes as the stream will have; 0: what zlib can need at most (fine for a
                             stub; give the true size without one) */
 } ota_flasher_write;
 

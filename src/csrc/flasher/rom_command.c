@@ -128,7 +128,8 @@ void ota_rom_spi_set_params(ota_rom_request *request, uint32_t flash_size) {
     add(request, 0xFFFF);
 }
 
-void ota_rom_mem_begin(ota_rom_request *request, uint32_t size, uint32_t blocks, uint32_t block_size, uint32_t address) {
+void ota_rom_mem_begin(ota_rom_request *request, uint32_t size, uint32_t blocks, uint32_t block_size,
+                       uint32_t address) {
     start(request, OTA_ROM_MEM_BEGIN, true, 0);
     add(request, size);
     add(request, blocks);
@@ -154,7 +155,8 @@ void ota_rom_flash_begin(ota_rom_request *request, bool deflated, uint32_t size,
     }
 }
 
-void ota_rom_data(ota_rom_request *request, ota_rom_op op, const uint8_t *bytes, size_t len, size_t padding, uint32_t seq) {
+void ota_rom_data(ota_rom_request *request, ota_rom_op op, const uint8_t *bytes, size_t len, size_t padding,
+                  uint32_t seq) {
     start(request, op, false, 0);
     add(request, (uint32_t)(len + padding));
     add(request, seq);
@@ -238,7 +240,8 @@ uint8_t ota_rom_checksum(uint8_t sum, const uint8_t *bytes, size_t len) {
 
 /* ---- Replies ----------------------------------------------------------------------------------------------------- */
 
-ota_rom_match ota_rom_reply_decode(const ota_rom_request *request, const uint8_t *frame, size_t len, ota_rom_reply *reply) {
+ota_rom_match ota_rom_reply_decode(const ota_rom_request *request, const uint8_t *frame, size_t len,
+                                   ota_rom_reply *reply) {
     if (len < OTA_ROM_HEADER_SIZE + STUB_STATUS_LEN || frame[0] != 1 ||
         ota_load_u16le(frame + 2) != len - OTA_ROM_HEADER_SIZE) {
         return OTA_ROM_NO_REPLY;
@@ -299,18 +302,10 @@ static const error_text rom_errors[] = {
 };
 
 static const error_text stub_errors[] = {
-    {0xC0, "wrong length"},
-    {0xC1, "wrong checksum"},
-    {0xC2, "wrong block size"},
-    {0xC3, "unknown command"},
-    {0xC4, "SPI operation failed"},
-    {0xC5, "SPI unlock failed"},
-    {0xC6, "no flash write is open"},
-    {0xC7, "inflating failed"},
-    {0xC8, "too little data"},
-    {0xC9, "too much data"},
-    {0xCA, "NAND program failed"},
-    {0xCB, "NAND erase failed"},
+    {0xC0, "wrong length"},           {0xC1, "wrong checksum"},       {0xC2, "wrong block size"},
+    {0xC3, "unknown command"},        {0xC4, "SPI operation failed"}, {0xC5, "SPI unlock failed"},
+    {0xC6, "no flash write is open"}, {0xC7, "inflating failed"},     {0xC8, "too little data"},
+    {0xC9, "too much data"},          {0xCA, "NAND program failed"},  {0xCB, "NAND erase failed"},
     {0xFF, "not implemented"},
 };
 

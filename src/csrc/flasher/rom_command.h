@@ -36,18 +36,18 @@ typedef enum ota_rom_op {
 
 enum {
     OTA_ROM_HEADER_SIZE = 8,
-    OTA_ROM_DATA_HEADER_SIZE = 16,   /* in front of the bytes of a DATA command */
-    OTA_ROM_BLOCK_MAX = 0x1800,      /* bytes of one DATA command that a ROM takes; measured, 0x2000 is refused */
-    OTA_ROM_BLOCK_SMALL = 0x400,     /* what every ROM takes */
-    OTA_ROM_STUB_BLOCK = 0x4000,     /* ... that a stub takes */
-    OTA_ROM_OTG_BLOCK = 0x800,       /* ... over USB-OTG, ROM and stub */
-    OTA_ROM_READ_SLOW_MAX = 64,      /* bytes of one READ_FLASH_SLOW */
-    OTA_ROM_READ_PACKET = 0x1000,    /* bytes of one frame of READ_FLASH */
-    OTA_ROM_REG_WRITES_MAX = 24,     /* entries of one WRITE_REG that fit our request */
+    OTA_ROM_DATA_HEADER_SIZE = 16, /* in front of the bytes of a DATA command */
+    OTA_ROM_BLOCK_MAX = 0x1800,    /* bytes of one DATA command that a ROM takes; measured, 0x2000 is refused */
+    OTA_ROM_BLOCK_SMALL = 0x400,   /* what every ROM takes */
+    OTA_ROM_STUB_BLOCK = 0x4000,   /* ... that a stub takes */
+    OTA_ROM_OTG_BLOCK = 0x800,     /* ... over USB-OTG, ROM and stub */
+    OTA_ROM_READ_SLOW_MAX = 64,    /* bytes of one READ_FLASH_SLOW */
+    OTA_ROM_READ_PACKET = 0x1000,  /* bytes of one frame of READ_FLASH */
+    OTA_ROM_REG_WRITES_MAX = 24,   /* entries of one WRITE_REG that fit our request */
     OTA_ROM_SYNC_REPLIES = 8,
     OTA_ROM_SECURITY_INFO_SIZE = 20, /* 12 on the ESP32-S2 */
     OTA_ROM_SECURITY_INFO_SIZE_S2 = 12,
-    OTA_ROM_REPLY_MAX = 0x1100,      /* bytes of the longest frame that a chip sends, READ_FLASH included */
+    OTA_ROM_REPLY_MAX = 0x1100, /* bytes of the longest frame that a chip sends, READ_FLASH included */
 };
 
 /* "FLASH_DEFL_DATA"; "?" for an opcode that is not listed. Lives for ever. */
@@ -56,10 +56,10 @@ const char *ota_rom_op_name(uint8_t op);
 /* One request. Made by the functions below; `payload` is borrowed until it was encoded. */
 typedef struct ota_rom_request {
     uint8_t op;
-    bool repeatable;       /* sending it again after its reply got lost does no harm */
-    uint32_t checksum;     /* of the payload of DATA commands; else 0 */
-    uint16_t reply_len;    /* bytes of a good reply before its status bytes */
-    uint16_t head_len;     /* bytes of head in front of the payload */
+    bool repeatable;        /* sending it again after its reply got lost does no harm */
+    uint32_t checksum;      /* of the payload of DATA commands; else 0 */
+    uint16_t reply_len;     /* bytes of a good reply before its status bytes */
+    uint16_t head_len;      /* bytes of head in front of the payload */
     const uint8_t *payload; /* bytes after head; may be NULL */
     size_t payload_len;
     uint32_t padding; /* bytes 0xFF after the payload, counted and summed with it */
@@ -86,7 +86,8 @@ void ota_rom_mem_end(ota_rom_request *request, uint32_t entry); /* 0: stay in th
 void ota_rom_flash_begin(ota_rom_request *request, bool deflated, uint32_t size, uint32_t blocks, uint32_t block_size,
                          uint32_t offset, unsigned words, bool encrypt);
 /* MEM_DATA, FLASH_DATA or FLASH_DEFL_DATA with block number `seq`. */
-void ota_rom_data(ota_rom_request *request, ota_rom_op op, const uint8_t *bytes, size_t len, size_t padding, uint32_t seq);
+void ota_rom_data(ota_rom_request *request, ota_rom_op op, const uint8_t *bytes, size_t len, size_t padding,
+                  uint32_t seq);
 /* FLASH_END or FLASH_DEFL_END that stays in the loader. */
 void ota_rom_flash_end(ota_rom_request *request, bool deflated);
 void ota_rom_flash_md5(ota_rom_request *request, bool to_stub, uint32_t offset, uint32_t size);
@@ -122,7 +123,8 @@ typedef enum ota_rom_match {
 } ota_rom_match;
 
 /* Looks at an unescaped frame as an answer to `request`. `*reply` is set unless NO_REPLY. */
-ota_rom_match ota_rom_reply_decode(const ota_rom_request *request, const uint8_t *frame, size_t len, ota_rom_reply *reply);
+ota_rom_match ota_rom_reply_decode(const ota_rom_request *request, const uint8_t *frame, size_t len,
+                                   ota_rom_reply *reply);
 
 /* What a status and error byte mean, in words; lives for ever. Error bytes of ROMs and status bytes of stubs differ. */
 const char *ota_rom_error_text(bool from_stub, uint8_t status, uint8_t error);

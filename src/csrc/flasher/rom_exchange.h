@@ -22,12 +22,12 @@
 typedef struct ota_rom_log {
     char line[OTA_ROM_LOG_LINE]; /* the line so far, printable characters only; NUL-terminated */
     size_t len;
-    bool is_counted;    /* of rom_loader.c: this line was counted as a boot */
-    bool has_boot_mode; /* the last boot told its mode */
-    bool is_download;   /* ... which is one of download */
-    bool waits_for_download; /* "waiting for download", "wait uart0 download" */
-    bool has_crashed;        /* "Guru Meditation Error", "Fatal exception" */
-    uint32_t boots;          /* lines with "rst:0x": one for each restart */
+    bool is_counted;              /* of rom_loader.c: this line was counted as a boot */
+    bool has_boot_mode;           /* the last boot told its mode */
+    bool is_download;             /* ... which is one of download */
+    bool waits_for_download;      /* "waiting for download", "wait uart0 download" */
+    bool has_crashed;             /* "Guru Meditation Error", "Fatal exception" */
+    uint32_t boots;               /* lines with "rst:0x": one for each restart */
     char crash[OTA_ROM_LOG_LINE]; /* the line with the first crash; "" without */
     char boot[OTA_ROM_LOG_LINE];  /* the last line with a boot mode; "" without */
     const ota_chip *chip;         /* "ESP-ROM:esp32c3-...", "ets Jul 29 2019" of the ESP32; NULL: not named */
@@ -48,7 +48,7 @@ void ota_rom_log_feed(ota_rom_log *log, const void *bytes, size_t len);
 typedef enum ota_rom_outcome {
     OTA_ROM_IDLE,
     OTA_ROM_WAITING,
-    OTA_ROM_ANSWERED,    /* reply or frame is set; the reply's status may tell of an error */
+    OTA_ROM_ANSWERED,      /* reply or frame is set; the reply's status may tell of an error */
     OTA_ROM_NOT_SUPPORTED, /* the chip does not know this command */
 } ota_rom_outcome;
 
@@ -57,11 +57,11 @@ typedef struct ota_rom_exchange {
     uint8_t buf[OTA_ROM_REPLY_MAX];
     ota_rom_outcome outcome;
     const ota_rom_request *request; /* NULL: raw */
-    ota_rom_reply reply;  /* ANSWERED; its data lasts until more is fed */
-    const uint8_t *frame; /* ANSWERED, raw: the frame; lasts until more is fed */
+    ota_rom_reply reply;            /* ANSWERED; its data lasts until more is fed */
+    const uint8_t *frame;           /* ANSWERED, raw: the frame; lasts until more is fed */
     size_t frame_len;
-    bool greeted;     /* OHAI came since begin */
-    ota_rom_log *log; /* what is no frame is read by it; may be NULL */
+    bool greeted;                      /* OHAI came since begin */
+    ota_rom_log *log;                  /* what is no frame is read by it; may be NULL */
     uint64_t frames, damaged, foreign; /* since init */
 } ota_rom_exchange;
 

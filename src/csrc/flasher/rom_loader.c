@@ -81,13 +81,13 @@ enum {
 #define MEM_TRIES 3
 #define GREETING_FRAMES 8 /* late replies that may come before the greeting */
 
-#define ESP32_CALIBRATION 0x3FF5F06Cu /* REG: cycles of the 8 MHz oscillator, bits 31:7 */
-#define ESP32_EFUSE_0 0x3FF5A000u     /* flash_crypt_cnt: bits 26:20 */
-#define ESP32_EFUSE_3 0x3FF5A00Cu     /* hd pad: bits 8:4 */
-#define ESP32_EFUSE_4 0x3FF5A010u     /* frequency of the 8 MHz oscillator, bits 7:0 */
-#define ESP32_EFUSE_5 0x3FF5A014u     /* pads clk, q, d, cs: 5 bits each from bit 0 */
-#define C5_CRYSTAL 0x60096110u        /* what the ROM takes the crystal for, MHz: bits 30:24 */
-#define C2_ROM_CRYSTAL 40u            /* MHz, whatever is fitted */
+#define ESP32_CALIBRATION 0x3FF5F06Cu     /* REG: cycles of the 8 MHz oscillator, bits 31:7 */
+#define ESP32_EFUSE_0 0x3FF5A000u         /* flash_crypt_cnt: bits 26:20 */
+#define ESP32_EFUSE_3 0x3FF5A00Cu         /* hd pad: bits 8:4 */
+#define ESP32_EFUSE_4 0x3FF5A010u         /* frequency of the 8 MHz oscillator, bits 7:0 */
+#define ESP32_EFUSE_5 0x3FF5A014u         /* pads clk, q, d, cs: 5 bits each from bit 0 */
+#define C5_CRYSTAL 0x60096110u            /* what the ROM takes the crystal for, MHz: bits 30:24 */
+#define C2_ROM_CRYSTAL 40u                /* MHz, whatever is fitted */
 #define S3_FLASH_READ_POINTER 0x3FCEF688u /* the ROM calls its flash read function through it */
 
 #define SPI_USR_COMMAND (1u << 31)
@@ -263,8 +263,7 @@ size_t ota_rom_watchdog_off_writes(const ota_chip *chip, ota_rom_reg_write *writ
     writes[n++] = set_reg(chip->wdt_protect, 0);
     if (chip->swd_config != 0) {
         writes[n++] = set_reg(chip->swd_protect, chip->swd_key);
-        writes[n++] =
-            (ota_rom_reg_write){.address = chip->swd_config, .value = chip->swd_auto, .mask = chip->swd_auto};
+        writes[n++] = (ota_rom_reg_write){.address = chip->swd_config, .value = chip->swd_auto, .mask = chip->swd_auto};
         writes[n++] = set_reg(chip->swd_protect, 0);
     }
     return n;
@@ -272,7 +271,7 @@ size_t ota_rom_watchdog_off_writes(const ota_chip *chip, ota_rom_reg_write *writ
 
 size_t ota_rom_watchdog_reset_writes(const ota_chip *chip, ota_rom_reg_write *writes) {
     writes[0] = set_reg(chip->wdt_protect, OTA_CHIP_WDT_KEY);
-    writes[1] = set_reg(chip->wdt_config1, 2000); /* cycles of the slow clock */
+    writes[1] = set_reg(chip->wdt_config1, 2000);        /* cycles of the slow clock */
     writes[2] = set_reg(chip->wdt_config0, 0xD0000102u); /* enabled, stage 0 resets the system */
     writes[3] = set_reg(chip->wdt_protect, 0);
     return 4;
@@ -396,10 +395,12 @@ static void fail_connect(ota_rom_loader *loader) {
         snprintf(text, sizeof text, "no answer to SYNC; the chip crashed: %s", log->crash);
         fail(loader, OTA_ERR_CHIP_RESTARTED, 0, text);
     } else if (log->has_boot_mode && !log->is_download) {
-        snprintf(text, sizeof text, "it boots its flash instead of the boot loader (is the strap pin low?): %s", log->boot);
+        snprintf(text, sizeof text, "it boots its flash instead of the boot loader (is the strap pin low?): %s",
+                 log->boot);
         fail(loader, OTA_ERR_CHIP_BOOT_MODE, 0, text);
     } else if (log->waits_for_download) {
-        fail(loader, OTA_ERR_CHIP_SILENT, 0, "it waits for download but does not hear us: is the line towards the chip connected?");
+        fail(loader, OTA_ERR_CHIP_SILENT, 0,
+             "it waits for download but does not hear us: is the line towards the chip connected?");
     } else {
         snprintf(text, sizeof text, "no answer to SYNC on %s in %u attempts%s",
                  loader->options->serial->name != NULL ? loader->options->serial->name : "the line", loader->attempt,
@@ -560,7 +561,8 @@ static uint32_t entry_rate(const ota_rom_loader *loader) {
 
 static bool step_of_sequence(ota_rom_loader *loader, ota_rom_action *action) {
     ota_rom_step step = {.dtr = loader->dtr, .rts = loader->rts};
-    if (loader->sequence == NULL || loader->lines_useless || ota_rom_sequence_next(&loader->sequence, &step) != OTA_OK) {
+    if (loader->sequence == NULL || loader->lines_useless ||
+        ota_rom_sequence_next(&loader->sequence, &step) != OTA_OK) {
         return false;
     }
     if (step.sets_lines) {
@@ -580,8 +582,8 @@ static bool ask(ota_rom_loader *loader, ota_rom_action *action) {
     switch (loader->state) {
     case START:
         loader->state = options->before == OTA_FLASHER_NO_RESET_NO_SYNC ? SECURITY
-                        : options->reuse_baud != 0                       ? REUSE_BAUD
-                                                                         : ENTER;
+                        : options->reuse_baud != 0                      ? REUSE_BAUD
+                                                                        : ENTER;
         return false;
     case REUSE_BAUD:
         if (loader->line_baud == 0 || loader->line_baud == options->reuse_baud) {
@@ -993,7 +995,8 @@ static void hear_id(ota_rom_loader *loader, uint32_t id) {
             info->has_mac = false;
         }
     }
-    uint64_t size = info->facts.is_known && info->facts.flash_size != 0 ? info->facts.flash_size : ota_chip_flash_size(id);
+    uint64_t size =
+        info->facts.is_known && info->facts.flash_size != 0 ? info->facts.flash_size : ota_chip_flash_size(id);
     if (loader->options->flash_size == 0 && (id == 0 || id == 0xFFFFFF)) {
         char text[80];
         snprintf(text, sizeof text, "the flash chip does not answer: its id reads %06lX", (unsigned long)id);
@@ -1237,7 +1240,8 @@ void ota_rom_loader_tell(ota_rom_loader *loader, const ota_rom_result *result) {
     }
 }
 
-void ota_rom_loader_init(ota_rom_loader *loader, const ota_flasher_options *options, ota_rom_log *log, uint32_t line_baud) {
+void ota_rom_loader_init(ota_rom_loader *loader, const ota_flasher_options *options, ota_rom_log *log,
+                         uint32_t line_baud) {
     memset(loader, 0, sizeof *loader);
     loader->options = options;
     loader->log = log;

@@ -41,12 +41,12 @@ ota_flasher_link ota_rom_link(const ota_flasher_options *options);
  * The caller asks for the next action, carries it out, and tells what came of it, until DONE or an error. */
 
 typedef enum ota_rom_action_kind {
-    OTA_ROM_ACT_LINES,    /* set DTR and RTS; ENOTTY and EINVAL are told and are no error */
-    OTA_ROM_ACT_PAUSE,    /* wait `ms` */
-    OTA_ROM_ACT_FLUSH,    /* read what was received for the log, and drop it */
-    OTA_ROM_ACT_DRAIN,    /* ... until nothing came for `ms` */
-    OTA_ROM_ACT_BAUD,     /* change the rate of the line to `baud`; EINVAL is told and is no error */
-    OTA_ROM_ACT_COMMAND,  /* send `request`, wait up to `ms` for the answer; send again `repeats` times when none comes */
+    OTA_ROM_ACT_LINES,   /* set DTR and RTS; ENOTTY and EINVAL are told and are no error */
+    OTA_ROM_ACT_PAUSE,   /* wait `ms` */
+    OTA_ROM_ACT_FLUSH,   /* read what was received for the log, and drop it */
+    OTA_ROM_ACT_DRAIN,   /* ... until nothing came for `ms` */
+    OTA_ROM_ACT_BAUD,    /* change the rate of the line to `baud`; EINVAL is told and is no error */
+    OTA_ROM_ACT_COMMAND, /* send `request`, wait up to `ms` for the answer; send again `repeats` times when none comes */
     OTA_ROM_ACT_GREETING, /* wait up to `ms` for a raw frame */
 } ota_rom_action_kind;
 
@@ -73,8 +73,8 @@ typedef struct ota_rom_result {
 typedef struct ota_rom_loader {
     const ota_flasher_options *options; /* borrowed */
     ota_rom_log *log;                   /* borrowed */
-    ota_flasher_info info;              /* out: complete after DONE, as far as it got before. info.facts: believed when known */
-    const ota_chip *chip;               /* NULL until detected */
+    ota_flasher_info info; /* out: complete after DONE, as far as it got before. info.facts: believed when known */
+    const ota_chip *chip;  /* NULL until detected */
     uint32_t resets, step_downs, stub_uploads; /* out: counted */
     ota_error error;                           /* FAILED: why */
     /* Below: of rom_loader.c. */
@@ -97,7 +97,8 @@ typedef struct ota_rom_loader {
 } ota_rom_loader;
 
 /* `options` were checked; `line_baud` is the rate of the line now (0: it has none). */
-void ota_rom_loader_init(ota_rom_loader *loader, const ota_flasher_options *options, ota_rom_log *log, uint32_t line_baud);
+void ota_rom_loader_init(ota_rom_loader *loader, const ota_flasher_options *options, ota_rom_log *log,
+                         uint32_t line_baud);
 /* What to do next. OTA_OK: `*action`. OTA_DONE: the chip is ready. An error, now and ever after: as ota_flasher_connect. */
 ota_status ota_rom_loader_next(ota_rom_loader *loader, ota_rom_action *action, ota_error *error);
 /* What came of the action. */

@@ -4,8 +4,8 @@
 #include "base/bytes.h"
 #include "port/port.h"
 
-#define FLASH_BLOCK 0x10000u  /* the larger erase unit, which a stub uses where it can */
-#define INFLATE_UNIT 0x8000u  /* a stub programs inflated data in pieces of this size */
+#define FLASH_BLOCK 0x10000u /* the larger erase unit, which a stub uses where it can */
+#define INFLATE_UNIT 0x8000u /* a stub programs inflated data in pieces of this size */
 #define MD5_MS_PER_MB 8000u
 #define MB 1000000u
 #define BITS_PER_BYTE 10u /* start and stop bit with it */
@@ -62,8 +62,8 @@ void ota_rom_write_begin(ota_rom_write *session, const ota_flasher_write *write,
      * A ROM erases all sectors that the size touches, and nothing beyond them. */
     uint64_t size = is_stub || !write->deflated ? write->size : ota_round_up(write->size, OTA_FLASH_SECTOR);
     uint32_t blocks = blocks_of(session->wire_bound, block_size) + (is_stub && write->deflated ? 1 : 0);
-    ota_rom_flash_begin(request, write->deflated, (uint32_t)size, blocks, block_size, (uint32_t)write->offset, begin_words,
-                        write->encrypt);
+    ota_rom_flash_begin(request, write->deflated, (uint32_t)size, blocks, block_size, (uint32_t)write->offset,
+                        begin_words, write->encrypt);
     *ms = (is_stub ? ota_rom_erase_ms(FLASH_BLOCK) : ota_rom_erase_ms(write->size)) * slow;
 }
 

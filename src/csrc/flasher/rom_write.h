@@ -17,11 +17,11 @@
  * MD5 8 s for 10^6 bytes; never below OTA_ROM_REPLY_MS. */
 
 enum {
-    OTA_ROM_REPLY_MS = 3000,     /* any command without work */
-    OTA_ROM_SYNC_MS = 100,       /* SYNC */
-    OTA_ROM_MEM_END_MS = 200,    /* MEM_END, whose reply a ROM may not send */
-    OTA_ROM_OHAI_MS = 3000,      /* the stub's greeting */
-    OTA_ROM_DRAIN_MS = 200,      /* quiet needed after an unsupported command */
+    OTA_ROM_REPLY_MS = 3000,  /* any command without work */
+    OTA_ROM_SYNC_MS = 100,    /* SYNC */
+    OTA_ROM_MEM_END_MS = 200, /* MEM_END, whose reply a ROM may not send */
+    OTA_ROM_OHAI_MS = 3000,   /* the stub's greeting */
+    OTA_ROM_DRAIN_MS = 200,   /* quiet needed after an unsupported command */
     OTA_ROM_SECTOR_ERASE_MS = 400,
     OTA_ROM_SECTOR_PROGRAM_MS = 48,
 };

@@ -90,7 +90,8 @@ static bool take(ota_slip_decoder *decoder, uint8_t byte) {
     default:
         break;
     }
-    if (decoder->len == decoder->capacity) { /* a frame that is too long; noise comes out as soon as the buffer is full */
+    if (decoder->len ==
+        decoder->capacity) { /* a frame that is too long; noise comes out as soon as the buffer is full */
         come_out(decoder, OTA_SLIP_DAMAGED, NOISE);
         return true;
     }
