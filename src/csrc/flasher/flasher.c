@@ -310,8 +310,10 @@ static ota_status exchange(ota_flasher *flasher, const ota_rom_request *request,
         if (what->is_answered &&
             i > 0) { /* the first answer may come late, and would look like that of the next command */
             ota_rom_reply reply = flasher->exchange.reply;
-            uint8_t data[OTA_ROM_READ_SLOW_MAX];
-            memcpy(data, reply.data, reply.data_len < sizeof data ? reply.data_len : sizeof data);
+            uint8_t data[OTA_ROM_READ_SLOW_MAX] = {0};
+            if (!what->is_unsupported && reply.data_len > 0 && reply.data_len <= sizeof data) {
+                memcpy(data, reply.data, reply.data_len);
+            }
             errnum = drain(flasher, LATE_REPLY_QUIET_MS);
             if (errnum != 0) {
                 return port_failed(flasher, errnum, name, error);
@@ -1087,8 +1089,8 @@ static ota_status write_plain(ota_flasher *flasher, uint64_t offset, const uint8
 
 /* Whether a sector is blank; asked by MD5 unless it was erased just now. */
 static ota_status sector_is_blank(ota_flasher *flasher, uint64_t offset, bool *is_blank, ota_error *error) {
-    static const uint8_t md5_of_blank[16] = {0x59, 0x14, 0x34, 0xFE, 0x15, 0x2D, 0x7C, 0xC5,
-                                             0x88, 0x54, 0x3A, 0xC3, 0x6A, 0x4C, 0x6A, 0xC2};
+    static const uint8_t md5_of_blank[16] = {0x6A, 0xE5, 0x9E, 0x64, 0x85, 0x03, 0x77, 0xEE,
+                                             0x54, 0x70, 0xC8, 0x54, 0x76, 0x15, 0x51, 0xEA};
     *is_blank = offset >= flasher->blank_from && offset + OTA_FLASH_SECTOR <= flasher->blank_to;
     if (*is_blank) {
         return OTA_OK;
