@@ -1186,7 +1186,7 @@ static ota_status needs_watchdog(ota_flasher *flasher, bool *needs, ota_error *e
     } else if (info->link == OTA_FLASHER_LINK_USB_JTAG) {
         *needs = !info->was_reset; /* entered with the button: the strap is low as the chip remembers it */
     } else if (info->link == OTA_FLASHER_LINK_USB_OTG && flasher->chip->strap_reg != 0) {
-        uint32_t strap, force;
+        uint32_t strap = 0, force = 0;
         ota_status status = read_reg(flasher, flasher->chip->strap_reg, &strap, error);
         if (status == OTA_OK) {
             status = read_reg(flasher, flasher->chip->force_boot_reg, &force, error);
