@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sim.esp_chip import Chip, Flash, LinkModel, Options, PtyLink, TcpLink
+from tests.sim.esp_chip import Chip, Fault, Flash, LinkModel, Options, PtyLink, TcpLink
 
 ESPTOOL = Path(sys.executable).parent / "esptool"
 CHIPS = ("esp32", "esp32s3", "esp32c3", "esp32c6")
@@ -108,3 +108,55 @@ def test_esptool_reads_erases_and_comes_again(tmp_path: Path, tcp: bool) -> None
         chip.power_cycle()
         esptool(chip, "read-flash", 0x20000, 4096, copy, stub=False)
         assert copy.read_bytes() == data[:4096]
+
+
+@pytest.mark.parametrize("stub", [True, False], ids=["stub", "rom"])
+@pytest.mark.parametrize(("seed", "name"), list(enumerate((*CHIPS, "esp32s2", "esp32h2"))))
+def test_esptool_writes_random_images_in_random_layouts(tmp_path: Path, seed: int, name: str, stub: bool) -> None:
+    """All of the flash is as it should be: sectors that were written to, and no others."""
+    rng = random.Random(seed)
+    with chip_on_port(tmp_path, name) as chip:
+        expected = bytearray(rng.randbytes(65536) * 64)
+        chip.flash[: len(expected)] = bytes(expected)
+        layout: list[object] = []
+        sector = rng.randrange(32)
+        for number in range(rng.randrange(2, 5)):
+            size = rng.choice((1, 4095, 4096, 4097, 65536, rng.randrange(1, 90_000)))
+            path = image(tmp_path, size, 100 * seed + number)
+            offset = sector * 4096
+            layout += [hex(offset), path]
+            sectors = (size + 4095) // 4096
+            expected[offset : offset + sectors * 4096] = path.read_bytes().ljust(sectors * 4096, b"\xff")
+            sector += sectors + rng.choice((0, 1, 17))
+        esptool(chip, "write-flash", rng.choice(("--compress", "--no-compress")), *layout, stub=stub)
+        chip.settle()
+        assert chip.flash.content() == expected
+
+
+def test_esptool_notices_what_the_double_does_wrong(tmp_path: Path) -> None:
+    path = image(tmp_path, 50_000, 4)
+    for prepare in (
+        lambda chip: chip.faults.add(Fault("wrong-md5")),
+        lambda chip: chip.flash.faults.dead_bytes.update(range(0x12000, 0x12100)),
+    ):
+        with chip_on_port(tmp_path) as chip:
+            prepare(chip)
+            esptool(chip, "write-flash", "--compress", 0x10000, path, fails=True)
+
+
+def test_esptool_sends_a_spoilt_block_again(tmp_path: Path) -> None:
+    """The stub refuses it before it does anything with it, so that is right."""
+    path = image(tmp_path, 50_000, 4)
+    with chip_on_port(tmp_path) as chip:
+        chip.faults.add(Fault("flip-byte", opcode=0x11, position=2000, value=1))
+        esptool(chip, "write-flash", "--compress", 0x10000, path)
+        assert chip.report()["faults_fired"] == [("flip-byte", 1)]
+        assert chip.flash[0x10000 : 0x10000 + 50_000] == path.read_bytes()
+
+
+def test_esptool_resets_by_the_watchdog(tmp_path: Path) -> None:
+    with chip_on_port(tmp_path, "esp32s3", button=True) as chip:
+        esptool(chip, "flash-id")
+        chip.options.button = False
+        esptool(chip, "--after=watchdog-reset", "flash-id")
+        assert chip.wait_mode("app")

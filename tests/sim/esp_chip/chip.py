@@ -27,7 +27,7 @@ from tests.sim.esp_chip.boot import App, BootedApp, choose, start_text, usual_ap
 from tests.sim.esp_chip.faults import Faults, spoil
 from tests.sim.esp_chip.flash import Flash, PowerLost
 from tests.sim.esp_chip.links import Link
-from tests.sim.esp_chip.opcodes import MAX_BAUD, NAMES, SPI_FLASH_MD5
+from tests.sim.esp_chip.opcodes import MAX_BAUD, NAMES
 from tests.sim.esp_chip.personas import MAC, PERSONAS, Persona
 from tests.sim.esp_chip.registers import Registers
 from tests.sim.esp_chip.rom import RomLoader
@@ -295,7 +295,7 @@ class Chip:
 
     def plug(self) -> None:
         with self._lock:
-            self.link.plug()
+            self._plug_link()
             if self.mode == "off":
                 self._power_on()
             self._wake_up()
@@ -304,6 +304,16 @@ class Chip:
         """Waits until the chip is in that mode: off, rom, stub, app or hung."""
         with self._changed:
             return self._changed.wait_for(lambda: self.mode == mode, timeout_s)
+
+    def wait_port(self, other_than: str, timeout_s: float = 30.0) -> bool:
+        """Waits until its port has come back under another name than that."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self.port != other_than, timeout_s)
+
+    def _plug_link(self) -> None:
+        with self._changed:
+            self.link.plug()
+            self._changed.notify_all()
 
     def settle(self) -> None:
         """Finishes what the chip still does behind its last answer."""
@@ -626,9 +636,8 @@ class Chip:
             if fault.kind == fault_names.REPLY_AFTER_GARBAGE:
                 before += bytes((fault.value & 0xFF,)) * 5 + b"\x00\xff\xdb\x01"
             elif fault.kind == fault_names.WRONG_MD5:
-                if opcode == SPI_FLASH_MD5 and len(payload) > 10:
-                    other = ord("0") if payload[8] != ord("0") else ord("1")
-                    payload = payload[:8] + bytes((other,)) + payload[9:]
+                other = ord("0") if payload[8] != ord("0") else ord("1")
+                payload = payload[:8] + bytes((other,)) + payload[9:]
             else:
                 body = spoil(body or slip.encode(payload)[1:-1], fault, "reply-")
         frame = slip.encode(payload) if body is None else slip.END + body + slip.END
@@ -706,7 +715,7 @@ class Chip:
         self._crashes = 0
         self._strapped = self.options.button
         if self._native_usb():
-            self.link.plug()
+            self._plug_link()
         baud = self.options.stub_baud
         if baud is not None:
             self.options.stub_baud = None
@@ -748,7 +757,7 @@ class Chip:
         self._at(at + _ENUMERATES_S, lambda: self._enumerate(cause, download, at + _ENUMERATES_S))
 
     def _enumerate(self, cause: str, download: bool, at: float) -> None:
-        self.link.plug()
+        self._plug_link()
         if download:
             self._out_of_reset(cause, download=True, at=at)
         else:

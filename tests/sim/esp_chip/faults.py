@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from tests.sim.esp_chip.opcodes import SPI_FLASH_MD5
+
 # of a frame on its way to the chip
 LOSE_FRAME = "lose-frame"
 LOSE_BYTE = "lose-byte"
@@ -75,6 +77,8 @@ class Fault:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"no fault is called {self.kind!r}")
+        if self.kind == WRONG_MD5:
+            self.opcode = SPI_FLASH_MD5
 
     @classmethod
     def parse(cls, text: str) -> Fault:
