@@ -18,7 +18,7 @@ from rmaker_ota.rainmaker.application import OtaConfig, OtaHandle
 from rmaker_ota.rainmaker.loop import VirtualClock
 from rmaker_ota.rainmaker.node import Node
 from rmaker_ota.rainmaker.store import MemoryStore, Value
-from rmaker_ota.rainmaker.streams import HEADER_REQUEST, Block, BlockRequest, Flavour
+from rmaker_ota.rainmaker.streams import HEADER_REQUEST, MAX_MESSAGE, Block, BlockRequest, Flavour
 from rmaker_ota.rainmaker.types import OtaData, OtaType
 from rmaker_ota.targets.esp32_image import Esp32ImageTarget
 from tests.python.chips import image, make_chip, otadata, slot_bytes, version_of
@@ -499,3 +499,30 @@ def test_each_transport_can_be_called(directory: Path, configured: str, call: st
     world.stop()
     assert world.reports[0] == f"Starting OTA Upgrade ({label} attempt 1/{1})"
     assert results == [EspErr.OK if label == "MQTT" else EspErr.FAIL]
+
+
+def test_a_flood_of_blocks_is_bounded(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """What a server sends beyond what was asked for does not pile up."""
+    world.boot()
+    gate, reached = threading.Event(), threading.Event()
+
+    def hold(_: object) -> None:
+        reached.set()
+        assert gate.wait(WAIT_S)
+
+    assert world.node is not None
+    world.broker.script = lambda request: [] if request.bitmap else world.broker.blocks(request)
+    world.job()
+    world.wait_requests(2)
+    world.node._loop._handle, handle = hold, world.node._loop._handle  # the loop is busy
+    world.node._loop.post(None)
+    assert reached.wait(WAIT_S)
+    for _ in range(100):
+        world.broker.send(Block(1, 0, 512, bytes(100_000)))
+    listener = world.node._listener
+    assert listener._stream_bytes <= 3 * 2048 + 2 * MAX_MESSAGE
+    assert "dropping some" in caplog.text
+    world.node._loop._handle = handle
+    gate.set()
+    world.node.settle()
+    assert listener._stream_bytes == 0

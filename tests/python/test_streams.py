@@ -34,7 +34,6 @@ from rmaker_ota.rainmaker.streams import (
     PublishResult,
     Ready,
     Rejection,
-    ResumeMark,
     StartTimer,
     StopTimer,
     StreamMessageError,
@@ -43,6 +42,7 @@ from rmaker_ota.rainmaker.streams import (
     StreamTransfer,
     Subscribe,
     SubscribeResult,
+    Taken,
     TimerFired,
     Unsubscribe,
     parse_block,
@@ -347,15 +347,6 @@ def test_what_is_no_request_is_refused(message: dict[str, object]) -> None:
 def test_options_out_of_range_are_refused_by_name(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         StreamOptions(**wrong)  # type: ignore[arg-type]
-
-
-def test_a_resume_mark_counts_only_for_the_same_md5_and_inside_the_file() -> None:
-    mark = ResumeMark("0aF1", 8192, 4096)
-    assert mark.usable_offset("0Af1", 10_000) == 8192
-    assert mark.usable_offset("0af1", 8192) == 0
-    assert mark.usable_offset("0af", 10_000) == 0
-    assert mark.usable_offset(None, 10_000) == 0
-    assert ResumeMark("", 8192, 4096).usable_offset("", 10_000) == 0
 
 
 # ---- One transfer -----------------------------------------------------------------------------------------------
@@ -672,3 +663,44 @@ def test_any_network_yields_exactly_the_image_or_a_clean_failure(
     assert bytes(bench.received) == (wanted if bench.complete else wanted[: len(bench.received)])
     bench.feed(Close())
     assert bench.unsubscribed == [TOPICS.rejected, TOPICS.data]
+
+
+# ---- Who takes it -----------------------------------------------------------------------------------------------
+
+
+def test_nothing_more_is_asked_for_while_too_much_lies_about() -> None:
+    options = StreamOptions(mqtt_ota_block_size=512, mqtt_ota_blocks_per_request=4, window=2)
+    bench = Bench(image(40 * 512), options)
+    bench.transfer = StreamTransfer("N1", "S1", 40 * 512, options, backlog=4096)
+    bench.to_body()
+    for number in range(12):
+        bench.block(number)
+    assert [r.offset for r in bench.requests[1:]] == [0, 4, 8, 12]  # 12 blocks are here, 8 are allowed
+    for number in range(12, 16):
+        bench.block(number)
+    assert bench.timer is None, "there is nothing to wait for"
+    assert bench.feed(Taken(4095)) == []
+    assert [type(action) for action in bench.feed(Taken(16 * 512))] == [Publish, Publish, StartTimer]
+    assert bench.feed(Taken(2**60)) == []  # more than was handed out changes nothing
+    at = 5
+    while not bench.complete:
+        asked, at = bench.requests[at:], len(bench.requests)
+        for request in asked:
+            for number in bench.wanted(request):
+                bench.block(number)
+                bench.feed(Taken(bench.transfer.offset))
+    assert bytes(bench.received) == bench.file
+
+
+def test_the_header_that_comes_again_is_no_block() -> None:
+    bench = Bench(image(9000)).to_body()
+    assert bench.block(0, size=HEADER_REQUEST) == []
+    bench.serve()
+    assert bench.complete and bytes(bench.received) == bench.file
+
+
+def test_a_rejection_in_json_is_read_in_either_flavour() -> None:
+    payload = b'{"o":"Throttled","m":"slow down"}'
+    assert parse_rejection(payload, Flavour.CBOR) == parse_rejection(payload, Flavour.JSON)
+    assert str(parse_rejection(payload)) == "Throttled: slow down"
+    assert not parse_rejection(b"{}")

@@ -81,6 +81,7 @@ def write_mosquitto(
         "allow_anonymous false",
         f"acl_file {rules}",
         "max_packet_size 1048576",
+        "max_inflight_messages 100",  # as AWS IoT; the usual 20 would bound what a node has asked for over MQTT
         f"user {pwd.getpwuid(os.geteuid()).pw_name}",  # when root starts it: who may read the key
         "log_dest stderr",
         "log_type information",  # one line says that it runs

@@ -62,6 +62,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_MESSAGES_WAITING = 64  # received and not looked at; more are dropped
+BLOCK_COST = 256  # bytes a block costs beside its own, at least
 MAX_EVENTS_WAITING = 1024  # events times subscribers; more are dropped, as behind a callback that does not return
 CONFIG_RETRY_S = 60.0  # after a node configuration that could not be published
 COMMAND_RETRY_S = 60.0  # after a restart command that failed
@@ -92,6 +93,7 @@ class _MqttDisconnected:
 class _MqttMessage:
     topic: str
     payload: bytes
+    cost: int  # bytes a block counts for; 0: any other message
 
 
 @dataclass(frozen=True)
@@ -135,9 +137,10 @@ class _Listener:
         self._waiting = 0
         self._dropping = False
         self._stream: tuple[frozenset[str], int] = (frozenset(), 0)
+        self._stream_bytes = 0
 
     def expect(self, topics: frozenset[str], most: int) -> None:
-        """Blocks of an image are to come on these topics, so many at once; they do not count as messages."""
+        """Blocks of an image are to come on these topics, so many bytes at once; they do not count as messages."""
         with self._lock:
             self._stream = topics, most
 
@@ -153,18 +156,21 @@ class _Listener:
     def message(self, topic: str, payload: bytes) -> None:
         with self._lock:
             topics, most = self._stream
-            if self._waiting >= MAX_MESSAGES_WAITING + most * (topic in topics):
+            cost = len(payload) + BLOCK_COST if topic in topics else 0
+            if self._stream_bytes + cost > most if cost else self._waiting >= MAX_MESSAGES_WAITING:
                 if not self._dropping:
                     log.warning("messages come faster than they can be looked at: dropping some")
                 self._dropping = True
                 return
             self._dropping = False
-            self._waiting += 1
-        self._loop.post(_MqttMessage(topic, payload))
+            self._waiting += cost == 0
+            self._stream_bytes += cost
+        self._loop.post(_MqttMessage(topic, payload, cost))
 
-    def taken(self) -> None:
+    def taken(self, message: _MqttMessage) -> None:
         with self._lock:
-            self._waiting -= 1
+            self._waiting -= message.cost == 0
+            self._stream_bytes -= message.cost
 
 
 class _Call:
@@ -577,7 +583,7 @@ class Node:
                 self._set_will()
                 self._feed(rules.Disconnected())
             case _MqttMessage(topic, payload):
-                self._listener.taken()
+                self._listener.taken(item)
                 log.debug("message on %s, %d bytes", topic, len(payload))
                 if isinstance(self._attempt, StreamAttempt) and topic in self._attempt.topics:
                     self._attempt.message(topic, payload)
@@ -815,7 +821,7 @@ class Node:
         except ValueError as error:
             log.error("stream of the image: %s", error)
             return None
-        self._listener.expect(attempt.topics, attempt.most_messages)
+        self._listener.expect(attempt.topics, attempt.most_bytes)
         return attempt
 
     def _decide(self, number: int, refusal: str | None) -> None:

@@ -143,7 +143,8 @@ class StreamAttempt:
         self._batch_size = own.batch_size
         topics = self._transfer.topics
         self.topics = frozenset((topics.rejected, topics.data))
-        self.most_messages = own.window * own.mqtt_ota_blocks_per_request  # on their way at once
+        # Received and not looked at: twice what was asked for, as text, so that a server that repeats is not a loss.
+        self.most_bytes = 3 * own.window * own.batch_size + 2 * streams.MAX_MESSAGE
 
     @property
     def number(self) -> int:

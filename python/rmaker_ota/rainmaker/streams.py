@@ -463,24 +463,6 @@ STREAM_OPTION_RANGES: dict[str, tuple[int, int]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class ResumeMark:
-    """What is kept of a transfer that was cut off: ``offset`` bytes of the file with this MD5 are in the slot.
-
-    The offset is in bytes and the block size is kept beside it, so another block size does no harm (Q27).
-    """
-
-    md5: str
-    offset: int
-    block_size: int
-
-    def usable_offset(self, md5: str | None, size: int) -> int:
-        """Where a transfer of ``size`` bytes may go on; 0: it starts afresh, with the header (Q39)."""
-        if not md5 or md5.lower() != self.md5.lower():
-            return 0
-        return self.offset if 0 < self.offset < size else 0
-
-
 # ---- Inputs -----------------------------------------------------------------------------------------------------
 
 
