@@ -262,6 +262,24 @@ def test_both_workflows_each_with_its_callback(lib: Any, world: World) -> None:
     del by_params, by_topics
 
 
+def test_the_built_in_handler_over_mqtt_whatever_is_configured(lib: Any, world: World) -> None:
+    """With a stream it begins, which shows in its first request; without one it says so."""
+    returned: list[int] = []
+    kept = enabled(world, config(lambda handle, data: returned.append(lib.esp_rmaker_ota_mqtt_cb(handle, data)) or 0))
+    world.deliver_job("J1")
+    assert returned == [FAIL]
+    assert world.statuses() == [("failed", "Missing stream_id or filesize for MQTT OTA")]
+    world.scripts.append(good())
+    payload = {"ota_job_id": "J2", "url": "https://h/i", "file_size": 65536, "stream_id": "S1"}
+    assert world.transport.deliver("node/N1/otaurl", json.dumps(payload))
+    world.settle()
+    sent = [one.topic for one in world.transport.sent if one.topic.startswith("$aws/things")]
+    assert sent[:3] == [f"$aws/things/N1/streams/S1/{what}/cbor" for what in ("rejected", "data", "get")]
+    assert ("in-progress", "Rebooting into new firmware (after 1 MQTT attempt)") in world.statuses()
+    assert returned == [FAIL, OK]
+    del kept
+
+
 def test_the_built_in_handler_does_a_job_for_the_callback(lib: Any, world: World) -> None:
     returned: list[int] = []
     world.ota["ota_disable_auto_reboot"] = True
