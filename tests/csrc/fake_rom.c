@@ -207,7 +207,8 @@ static bool program(fake_rom *fake, uint64_t offset, const uint8_t *bytes, size_
     bool good = true;
     for (size_t i = 0; i < len; i++) {
         uint64_t at = offset + i;
-        if (at >= fake->options.flash_size || (fake->faults.bad_sector != 0 && at / SECTOR + 1 == fake->faults.bad_sector)) {
+        if (at >= fake->options.flash_size ||
+            (fake->faults.bad_sector != 0 && at / SECTOR + 1 == fake->faults.bad_sector)) {
             good = false;
             continue;
         }
@@ -296,8 +297,9 @@ static void restart(fake_rom *fake, fake_rom_mode mode) {
                  download ? "3 (DOWNLOAD_BOOT(UART0/UART1/SDIO_REI_REO_V2))" : "13 (SPI_FAST_FLASH_BOOT)",
                  download ? "waiting for download\r\n" : "entry 0x400805e4\r\n" FAKE_ROM_APP_LOG);
     } else {
-        snprintf(text, sizeof text, "ESP-ROM:%s-api1-20210207\r\nBuild:Feb  7 2021\r\nrst:0x1 (POWERON),boot:0x%s\r\n%s",
-                 chip->log_name, download ? "2 (UART0_BOOT)" : "c (SPI_FAST_FLASH_BOOT)",
+        snprintf(text, sizeof text,
+                 "ESP-ROM:%s-api1-20210207\r\nBuild:Feb  7 2021\r\nrst:0x1 (POWERON),boot:0x%s\r\n%s", chip->log_name,
+                 download ? "2 (UART0_BOOT)" : "c (SPI_FAST_FLASH_BOOT)",
                  download ? "wait uart0 download\r\n" : "entry 0x403cc710\r\n" FAKE_ROM_APP_LOG);
     }
     send_text(fake, text, fake->now_us + 5000);
@@ -535,7 +537,7 @@ static void execute(fake_rom *fake, uint8_t op, const uint8_t *data, size_t len,
         }
         return;
     }
-    static const uint8_t lengths[256] = {[0x05] = 16, [0x06] = 8, [0x08] = 36, [0x0A] = 4,  [0x0B] = 24, [0x0D] = 4,
+    static const uint8_t lengths[256] = {[0x05] = 16, [0x06] = 8, [0x08] = 36, [0x0A] = 4, [0x0B] = 24, [0x0D] = 4,
                                          [0x0E] = 8,  [0x0F] = 8, [0x13] = 16, [0xD1] = 8, [0xD2] = 16};
     if (len < lengths[op]) {
         answer(fake, op, stub ? 0xC0 : 1, 5);
@@ -555,7 +557,8 @@ static void execute(fake_rom *fake, uint8_t op, const uint8_t *data, size_t len,
         end(fake, op);
         break;
     case 0x05:
-        answer(fake, op, fake->faults.refuses_stub || ota_load_u32le(data + 8) > 0x1800, fake->faults.refuses_stub ? 6 : 5);
+        answer(fake, op, fake->faults.refuses_stub || ota_load_u32le(data + 8) > 0x1800,
+               fake->faults.refuses_stub ? 6 : 5);
         break;
     case 0x06:
         rom_reply(fake, op, NULL, 0, 0, 0);
@@ -748,7 +751,23 @@ static void wire_byte(fake_rom *fake, uint8_t byte) {
 
 /* ---- The port ------------------------------------------------------------------------------------------------------- */
 
+/* A reset line rises slowly: the strap is looked at a little later. */
+static void look_at_strap(fake_rom *fake) {
+    if (fake->is_rising && fake->now_us >= fake->rises_at_us) {
+        bool usb = fake->options.usb_vid == 0x303A;
+        bool download = usb ? fake->latched_download : fake->dtr && !fake->rts;
+        fake->is_rising = false;
+        restart(fake, download && !fake->faults.strap_high ? FAKE_ROM_ROM : FAKE_ROM_APP);
+    }
+}
+
+void fake_rom_pass(fake_rom *fake, uint32_t ms) {
+    fake->now_us += (uint64_t)ms * 1000;
+    look_at_strap(fake);
+}
+
 static int call(fake_rom *fake) {
+    look_at_strap(fake);
     if (fake->is_woken) {
         return ECANCELED;
     }
@@ -762,6 +781,9 @@ static int call(fake_rom *fake) {
 static int port_read(ota_serial *serial, void *buf, size_t len, uint64_t deadline_ms, size_t *got) {
     fake_rom *fake = of(serial);
     *got = 0;
+    if (fake->is_rising && deadline_ms * 1000 > fake->rises_at_us && fake->now_us < fake->rises_at_us) {
+        fake->now_us = fake->rises_at_us;
+    }
     int errnum = call(fake);
     if (errnum != 0) {
         return errnum;
@@ -811,7 +833,6 @@ static int port_set_lines(ota_serial *serial, bool dtr, bool rts) {
     if (errnum != 0 || !serial->has_lines) {
         return errnum != 0 ? errnum : ENOTTY;
     }
-    bool usb = fake->options.usb_vid == 0x303A;
     bool held = fake->rts && !fake->dtr, holds = rts && !dtr;
     if (rts && !fake->rts) {
         fake->latched_download = dtr;
@@ -819,9 +840,12 @@ static int port_set_lines(ota_serial *serial, bool dtr, bool rts) {
     fake->dtr = dtr;
     fake->rts = rts;
     serial->line_changes++;
-    if (held && !holds) { /* comes out of reset, and looks at its strap */
-        bool download = usb ? fake->latched_download : dtr && !rts;
-        restart(fake, download && !fake->faults.strap_high ? FAKE_ROM_ROM : FAKE_ROM_APP);
+    if (holds) {
+        fake->is_rising = false;
+    } else if (held) {
+        fake->is_rising = true;
+        fake->rises_at_us = fake->now_us + (fake->options.usb_vid == 0x303A ? 0 : 1000);
+        look_at_strap(fake);
     }
     return fake->is_gone ? ENODEV : 0;
 }
@@ -858,7 +882,7 @@ static int port_wait_ms(ota_serial *serial, uint32_t ms) {
     fake_rom *fake = of(serial);
     int errnum = call(fake);
     if (errnum == 0) {
-        fake->now_us += (uint64_t)ms * 1000;
+        fake_rom_pass(fake, ms);
     }
     return errnum;
 }

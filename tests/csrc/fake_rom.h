@@ -31,16 +31,16 @@ typedef struct fake_rom_faults {
     int fail_errnum;    /* ... with this errno; 0: ENODEV, and so does all that follows until reopen */
     uint64_t drop_in, flip_in, insert_in, double_in;     /* this byte on the way to the chip */
     uint64_t drop_out, flip_out, insert_out, double_out; /* this byte on the way to the host */
-    uint64_t lose_reply;   /* this frame from the chip never leaves it */
-    uint64_t reset_at;     /* when this byte reaches the chip it restarts by itself, into `reset_into` */
+    uint64_t lose_reply;                                 /* this frame from the chip never leaves it */
+    uint64_t reset_at; /* when this byte reaches the chip it restarts by itself, into `reset_into` */
     fake_rom_mode reset_into;
-    const char *crash_text; /* printed before that */
-    bool no_greeting;       /* the stub starts and does not say so */
-    bool refuses_stub;      /* MEM_BEGIN: 01 06 */
-    bool md5_lies;          /* one bit of every MD5 differs */
-    bool refuses_batches;   /* WRITE_REG with more than one entry: 01 05 */
-    uint64_t bad_sector;    /* programming of the sector with this number (from 1) fails */
-    uint32_t baud_max;      /* above it the wire garbles everything */
+    const char *crash_text;   /* printed before that */
+    bool no_greeting;         /* the stub starts and does not say so */
+    bool refuses_stub;        /* MEM_BEGIN: 01 06 */
+    bool md5_lies;            /* one bit of every MD5 differs */
+    bool refuses_batches;     /* WRITE_REG with more than one entry: 01 05 */
+    uint64_t bad_sector;      /* programming of the sector with this number (from 1) fails */
+    uint32_t baud_max;        /* above it the wire garbles everything */
     uint32_t driver_baud_max; /* above it set_baud says EINVAL */
     bool strap_high;          /* every reset starts the application */
     bool vanishes_on_reset;   /* ENODEV from a reset until reopen, as on USB */
@@ -54,8 +54,8 @@ typedef struct fake_rom_options {
     uint32_t flash_id;    /* 0: from the size, vendor EF type 40 */
     fake_rom_mode starts; /* what runs when the line is opened */
     bool secure_download, flash_encrypted, secure_boot;
-    bool no_lines;         /* DTR and RTS: ENOTTY, has_lines false */
-    bool is_socket;        /* no rate: baud 0, no lines */
+    bool no_lines;             /* DTR and RTS: ENOTTY, has_lines false */
+    bool is_socket;            /* no rate: baud 0, no lines */
     uint16_t usb_vid, usb_pid; /* 303A:1001: USB-Serial-JTAG */
     uint32_t eco_version;
 } fake_rom_options;
@@ -73,13 +73,14 @@ typedef struct fake_rom {
     fake_rom_mode mode;
     uint32_t baud; /* of the chip's side */
     uint8_t *flash;
-    uint32_t attached; /* SPI_ATTACH came, or a stub runs */
+    uint32_t attached;                                     /* SPI_ATTACH came, or a stub runs */
     uint64_t calls, bytes_to_chip, bytes_to_host, replies; /* counted for the faults */
-    uint64_t commands[256];                                 /* by opcode */
+    uint64_t commands[256];                                /* by opcode */
     uint64_t total_commands, lost_frames, erased_sectors, erased_blocks, blank_skips, resets;
     uint64_t watchdog_writes;
     bool is_woken, is_gone, is_stuck; /* stuck: somebody waits for ever (a read without deadline and nothing to come) */
-    bool dtr, rts, latched_download;
+    bool dtr, rts, latched_download, is_rising;
+    uint64_t rises_at_us;
     /* Below: of fake_rom.c. */
     fake_rom_byte *out;
     size_t out_len, out_capacity, out_pos;
@@ -110,6 +111,8 @@ typedef struct fake_rom {
 void fake_rom_init(fake_rom *fake, const fake_rom_options *options);
 void fake_rom_free(fake_rom *fake);
 
+/* Lets time pass, as after a reset whose outcome is looked at. */
+void fake_rom_pass(fake_rom *fake, uint32_t ms);
 /* Puts bytes on the wire to the host, now. */
 void fake_rom_say(fake_rom *fake, const void *bytes, size_t len);
 /* The value that READ_REG of `address` gives. */

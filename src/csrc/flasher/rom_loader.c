@@ -321,17 +321,17 @@ static void fail_command(ota_rom_loader *loader, const ota_rom_result *result) {
     }
 }
 
+static bool is_ok(const ota_rom_result *result) {
+    return result->is_answered && !result->is_unsupported && result->reply != NULL && result->reply->status == 0;
+}
+
 /* A good answer; otherwise the machine has failed. */
 static bool is_good(ota_rom_loader *loader, const ota_rom_result *result) {
-    if (result->is_answered && !result->is_unsupported && result->reply->status == 0) {
+    if (is_ok(result)) {
         return true;
     }
     fail_command(loader, result);
     return false;
-}
-
-static bool is_ok(const ota_rom_result *result) {
-    return result->is_answered && !result->is_unsupported && result->reply->status == 0;
 }
 
 static void command(ota_rom_loader *loader, ota_rom_action *action, uint64_t ms) {
@@ -1027,7 +1027,7 @@ static void ready(ota_rom_loader *loader) {
 
 void ota_rom_loader_tell(ota_rom_loader *loader, const ota_rom_result *result) {
     ota_flasher_info *info = &loader->info;
-    uint32_t value = is_ok(result) && result->reply != NULL ? result->reply->value : 0;
+    uint32_t value = is_ok(result) ? result->reply->value : 0;
     switch (loader->state) {
     case REUSE_BAUD:
         loader->line_baud = result->failed ? loader->line_baud : loader->options->reuse_baud;
