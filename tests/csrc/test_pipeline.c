@@ -678,6 +678,74 @@ TEST(ticks_come_while_the_source_waits) {
     teardown();
 }
 
+/* A sink whose finish takes until the third tick of it, or a cancel. */
+static pthread_mutex_t slow_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t slow_wake = PTHREAD_COND_INITIALIZER;
+static int slow_ticks;
+static bool slow_finishing, slow_cancelled;
+
+static ota_status slow_finish(ota_sink *base, ota_error *err) {
+    pthread_mutex_lock(&slow_lock);
+    slow_finishing = true;
+    while (slow_ticks < 3 && !slow_cancelled) {
+        pthread_cond_wait(&slow_wake, &slow_lock);
+    }
+    bool stopped = slow_cancelled;
+    pthread_mutex_unlock(&slow_lock);
+    return stopped ? ota_error_set(err, OTA_ERR_CANCELLED, OTA_STAGE_SINK, 0, 0, "cancelled") : sink_finish(base, err);
+}
+
+static void slow_cancel(ota_sink *base) {
+    (void)base;
+    pthread_mutex_lock(&slow_lock);
+    slow_cancelled = true;
+    pthread_cond_signal(&slow_wake);
+    pthread_mutex_unlock(&slow_lock);
+}
+
+static ota_status slow_tick(void *user) {
+    const char *wish = user;
+    ota_status status = OTA_OK;
+    pthread_mutex_lock(&slow_lock);
+    if (slow_finishing) {
+        slow_ticks += wish == NULL;
+        pthread_cond_signal(&slow_wake);
+        status = wish != NULL && strcmp(wish, "fail") == 0 ? OTA_ERR_CALLBACK : OTA_OK;
+    }
+    bool cancel = slow_finishing && wish != NULL && strcmp(wish, "cancel") == 0;
+    pthread_mutex_unlock(&slow_lock);
+    if (cancel) {
+        ota_pipeline_cancel(f->pipeline);
+    }
+    return status;
+}
+
+TEST(a_sink_that_finishes_slowly_can_be_watched_and_cancelled) {
+    static const char *const wishes[] = {NULL, "fail", "cancel"};
+    static const ota_status ends[] = {OTA_OK, OTA_ERR_CALLBACK, OTA_ERR_CANCELLED};
+    ota_sink_ops ops = fake_sink_ops;
+    ops.finish = slow_finish;
+    ops.cancel = slow_cancel;
+    for (size_t i = 0; i < 3; i++) {
+        BOTH_MODES {
+            slow_ticks = 0;
+            slow_finishing = slow_cancelled = false;
+            setup(single);
+            f->sink.base.ops = &ops;
+            f->callbacks.tick = slow_tick;
+            f->callbacks.phase = NULL;
+            f->callbacks.header = NULL;
+            f->callbacks.checkpoint = NULL;
+            f->callbacks.user = (void *)wishes[i];
+            CHECK_EQ(run(), ends[i]);
+            CHECK_EQ(f->sink.commits, i == 0 ? 1 : 0);
+            CHECK_EQ(f->sink.aborts, i == 0 ? 0 : 1);
+            CHECK_EQ(slow_cancelled, i != 0);
+            teardown();
+        }
+    }
+}
+
 int main(void) {
     uint32_t state = 12345;
     for (size_t i = 0; i < SIZE; i++) {
@@ -707,5 +775,6 @@ int main(void) {
     RUN(a_compressed_file_is_unpacked_and_both_digests_are_right);
     RUN(wrong_options_are_refused);
     RUN(ticks_come_while_the_source_waits);
+    RUN(a_sink_that_finishes_slowly_can_be_watched_and_cancelled);
     return DONE();
 }

@@ -378,6 +378,37 @@ TEST(a_slot_that_is_too_small_or_a_hook_that_refuses_ends_that_device_alone) {
     end_test();
 }
 
+TEST(a_device_that_is_excluded_takes_no_part_and_jobs_bound_the_others) {
+    begin_test(DEVICES);
+    options.jobs = 1;
+    ota_sink *sink = new_sink();
+    ota_error why = {0};
+    ota_error_set(&why, OTA_ERR_IMAGE_CHIP, OTA_STAGE_HEADER, 0, 0, "not for this one");
+    CHECK(ota_sink_serial_exclude(sink, 1, &why));
+    CHECK(!ota_sink_serial_exclude(sink, DEVICES, &why));
+    CHECK_EQ(install_into(sink, SIZE), OTA_OK);
+    CHECK(holds_image(&chips[0]) && holds_image(&chips[2]));
+    CHECK_EQ(chips[1].commands, 0);
+    CHECK_EQ(result_of(sink, 1).error.status, OTA_ERR_IMAGE_CHIP);
+    CHECK_EQ(result_of(sink, 1).phase, OTA_SERIAL_FAILED);
+    ota_sink_free(&sink);
+    end_test();
+}
+
+TEST(an_abort_reaches_a_device_that_waits_for_its_place) {
+    begin_test(DEVICES);
+    options.jobs = 1;
+    ota_sink *sink = new_sink();
+    CHECK_EQ(sink->ops->open(sink, SIZE, 0, &error), OTA_OK);
+    CHECK_EQ(append(sink, 0, BLOCK), OTA_OK);
+    sink->ops->abort(sink);
+    for (size_t i = 0; i < DEVICES; i++) {
+        CHECK_EQ(result_of(sink, i).error.status, OTA_ERR_CANCELLED);
+    }
+    ota_sink_free(&sink);
+    end_test();
+}
+
 TEST(the_sink_fails_when_all_devices_did) {
     begin_test(DEVICES);
     for (size_t i = 0; i < DEVICES; i++) {
@@ -595,6 +626,8 @@ int main(void) {
     RUN(in_secure_download_mode_nothing_is_asked_and_the_result_says_so);
     RUN(devices_share_a_stream_and_one_that_fails_hurts_nobody);
     RUN(a_slot_that_is_too_small_or_a_hook_that_refuses_ends_that_device_alone);
+    RUN(a_device_that_is_excluded_takes_no_part_and_jobs_bound_the_others);
+    RUN(an_abort_reaches_a_device_that_waits_for_its_place);
     RUN(the_sink_fails_when_all_devices_did);
     RUN(an_image_that_fails_reaches_every_device);
     RUN(a_cancel_ends_a_finish_that_waits_for_a_chip);

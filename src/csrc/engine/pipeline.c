@@ -642,6 +642,18 @@ static ota_status step_gate(ota_pipeline *p, bool *told_open, bool *passed, ota_
     return status;
 }
 
+static struct timespec tick_end(const ota_pipeline *p) {
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_sec += p->options.tick_ms / 1000;
+    until.tv_nsec += (long)(p->options.tick_ms % 1000) * 1000000L;
+    if (until.tv_nsec >= 1000000000L) {
+        until.tv_sec++;
+        until.tv_nsec -= 1000000000L;
+    }
+    return until;
+}
+
 static ota_status run_threads(ota_pipeline *p, ota_error *error) {
     static void *(*const mains[])(void *) = {reader_main, verifier_main, writer_main};
     pthread_t threads[3];
@@ -681,14 +693,7 @@ static ota_status run_threads(ota_pipeline *p, ota_error *error) {
         if (status < 0) {
             fail(p, &local);
         }
-        struct timespec until;
-        clock_gettime(CLOCK_MONOTONIC, &until);
-        until.tv_sec += p->options.tick_ms / 1000;
-        until.tv_nsec += (long)(p->options.tick_ms % 1000) * 1000000L;
-        if (until.tv_nsec >= 1000000000L) {
-            until.tv_sec++;
-            until.tv_nsec -= 1000000000L;
-        }
+        const struct timespec until = tick_end(p);
         pthread_mutex_lock(&p->lock);
         bool timed_out = false, work = false;
         while (p->running > 0 && !timed_out) {
@@ -817,6 +822,57 @@ static ota_status compare_read_back(ota_pipeline *p, ota_error *error) {
     return status;
 }
 
+typedef struct finish_job {
+    ota_pipeline *p;
+    ota_status status;
+    ota_error error;
+    bool done; /* under the pipeline's lock */
+} finish_job;
+
+static void *run_finish(void *user) {
+    finish_job *job = user;
+    ota_sink *sink = job->p->options.sink;
+    job->status = sink->ops->finish(sink, &job->error);
+    pthread_mutex_lock(&job->p->lock);
+    job->done = true;
+    pthread_cond_signal(&job->p->wake);
+    pthread_mutex_unlock(&job->p->lock);
+    return NULL;
+}
+
+/* A sink that can be cancelled may take minutes to finish: the caller goes on hearing ticks. */
+static ota_status finish_sink(ota_pipeline *p, ota_error *error) {
+    ota_sink *sink = p->options.sink;
+    finish_job job = {.p = p};
+    pthread_t thread;
+    if (sink->ops->cancel == NULL || pthread_create(&thread, NULL, run_finish, &job) != 0) {
+        return sink->ops->finish(sink, error);
+    }
+    ota_status status = OTA_OK;
+    for (bool done = false; !done;) {
+        const struct timespec until = tick_end(p);
+        bool timed_out = false;
+        pthread_mutex_lock(&p->lock);
+        while (!job.done && !timed_out) {
+            timed_out = pthread_cond_timedwait(&p->wake, &p->lock, &until) == ETIMEDOUT;
+        }
+        done = job.done;
+        pthread_mutex_unlock(&p->lock);
+        if (!done && status >= 0) {
+            status = tick(p, error);
+            if (status < 0) {
+                sink->ops->cancel(sink);
+            }
+        }
+    }
+    pthread_join(thread, NULL);
+    if (status >= 0 && job.status < 0) {
+        *error = job.error;
+        status = job.status;
+    }
+    return status;
+}
+
 /* Everything is written. From here the caller's thread is the only one. */
 static ota_status complete(ota_pipeline *p, ota_error *error) {
     ota_sink *sink = p->options.sink;
@@ -843,7 +899,7 @@ static ota_status complete(ota_pipeline *p, ota_error *error) {
         status = finish_one(p->options.image_sha256, error);
     }
     if (status >= 0) {
-        status = sink->ops->finish(sink, error);
+        status = finish_sink(p, error);
     }
     if (status >= 0 && p->options.read_back) {
         status = compare_read_back(p, error);

@@ -60,6 +60,7 @@ typedef struct device {
     char name[128];
     pthread_t thread;
     bool started;
+    ota_error excluded;            /* status OTA_OK: it is not */
     device_state state;            /* under the sink's lock */
     ota_sink_serial_result result; /* under the sink's lock */
     /* The thread's own. */
@@ -91,6 +92,7 @@ typedef struct sink_serial {
     pthread_cond_t changed;
     sink_verdict verdict;   /* under the lock */
     bool cancelled;         /* under the lock */
+    size_t active;          /* devices that are being written, under the lock */
     ota_image_store *store; /* set and freed under the lock; the threads need none to use it */
 } sink_serial;
 
@@ -768,12 +770,34 @@ static void end_device(device *self, const ota_error *error, bool committed) {
     pthread_mutex_unlock(&self->sink->lock);
 }
 
+/* Waits for one of the places of options.jobs; cancelled devices find out where they go on. */
+static void take_place(device *self) {
+    sink_serial *sink = self->sink;
+    pthread_mutex_lock(&sink->lock);
+    while (sink->options.jobs != 0 && sink->active >= sink->options.jobs && sink->verdict == VERDICT_NONE &&
+           !sink->cancelled) {
+        pthread_cond_wait(&sink->changed, &sink->lock);
+    }
+    sink->active++;
+    pthread_mutex_unlock(&sink->lock);
+}
+
+static void give_place(device *self) {
+    pthread_mutex_lock(&self->sink->lock);
+    self->sink->active--;
+    pthread_cond_broadcast(&self->sink->changed);
+    pthread_mutex_unlock(&self->sink->lock);
+}
+
 static void *run_device(void *user) {
     device *self = user;
     sink_serial *sink = self->sink;
     ota_error error = {0};
     self->phase_began = now_ms(self);
-    if (install(self, &error) < 0) {
+    take_place(self);
+    ota_status status = install(self, &error);
+    give_place(self);
+    if (status < 0) {
         end_device(self, &error, false);
         return NULL;
     }
@@ -808,6 +832,7 @@ static void stop_devices(sink_serial *self) {
     if (self->store != NULL) {
         ota_image_store_fail(self->store, &error);
     }
+    pthread_cond_broadcast(&self->changed); /* whoever waits for a place */
     for (size_t i = 0; i < self->device_count; i++) {
         if (self->devices[i].started && self->devices[i].state == DEVICE_RUNNING) {
             ota_flasher_cancel(self->devices[i].how.flasher);
@@ -829,7 +854,6 @@ static void close_sink(sink_serial *self) {
     if (self->verdict == VERDICT_NONE) {
         self->verdict = VERDICT_ABORT;
         stop_devices(self);
-        pthread_cond_broadcast(&self->changed);
     }
     pthread_mutex_unlock(&self->lock);
     join_devices(self);
@@ -906,10 +930,12 @@ static ota_status sink_serial_open(ota_sink *sink, uint64_t size, uint64_t offse
     self->store = store;
     self->announced = size;
     self->verdict = VERDICT_NONE;
+    self->active = 0;
     self->state = SINK_OPEN;
     for (size_t i = 0; i < self->device_count; i++) {
         device *one = &self->devices[i];
         const ota_sink_serial_device how = one->how;
+        const ota_error excluded = one->excluded;
         char name[sizeof one->name];
         memcpy(name, one->name, sizeof name);
         memset(one, 0, sizeof *one);
@@ -917,11 +943,18 @@ static ota_status sink_serial_open(ota_sink *sink, uint64_t size, uint64_t offse
         one->how = how;
         one->sink = self;
         one->result.size = size;
+        if (excluded.status != OTA_OK) {
+            one->excluded = one->result.error = excluded;
+            one->result.phase = OTA_SERIAL_FAILED;
+            one->state = DEVICE_ENDED;
+            continue;
+        }
         one->before = ota_flasher_get_counts(how.flasher);
         int errnum = pthread_create(&one->thread, NULL, run_device, one);
         one->started = errnum == 0;
         if (errnum != 0) {
             one->state = DEVICE_ENDED;
+            one->result.phase = OTA_SERIAL_FAILED;
             ota_error_set_errno(&one->result.error, OTA_STAGE_SINK, 0, errnum, "starting a thread");
         }
     }
@@ -1085,14 +1118,7 @@ ota_status ota_sink_serial_new(const ota_sink_serial_options *options, ota_sink 
     self->options = *options;
     self->options.devices = NULL;
     self->cache_dir = cache_dir;
-    if (options->sha256 != NULL) {
-        memcpy(self->sha256, options->sha256, sizeof self->sha256);
-        self->options.sha256 = self->sha256;
-    }
-    if (options->md5 != NULL) {
-        memcpy(self->md5, options->md5, sizeof self->md5);
-        self->options.md5 = self->md5;
-    }
+    ota_sink_serial_announce(&self->sink, options->sha256, options->md5);
     self->verdict = VERDICT_ABORT; /* not open: there is nothing to stop */
     self->devices = devices;
     self->device_count = options->device_count;
@@ -1108,6 +1134,30 @@ ota_status ota_sink_serial_new(const ota_sink_serial_options *options, ota_sink 
     pthread_cond_init(&self->changed, NULL);
     *out = &self->sink;
     return OTA_OK;
+}
+
+bool ota_sink_serial_exclude(ota_sink *sink, size_t index, const ota_error *error) {
+    sink_serial *self = (sink_serial *)sink;
+    if (index >= self->device_count || self->state != SINK_CLOSED) {
+        return false;
+    }
+    pthread_mutex_lock(&self->lock);
+    self->devices[index].excluded = self->devices[index].result.error = *error;
+    self->devices[index].result.phase = OTA_SERIAL_FAILED;
+    pthread_mutex_unlock(&self->lock);
+    return true;
+}
+
+void ota_sink_serial_announce(ota_sink *sink, const uint8_t *sha256, const uint8_t *md5) {
+    sink_serial *self = (sink_serial *)sink;
+    if (sha256 != NULL) {
+        memcpy(self->sha256, sha256, sizeof self->sha256);
+    }
+    if (md5 != NULL) {
+        memcpy(self->md5, md5, sizeof self->md5);
+    }
+    self->options.sha256 = sha256 != NULL ? self->sha256 : NULL;
+    self->options.md5 = md5 != NULL ? self->md5 : NULL;
 }
 
 bool ota_sink_serial_get_result(ota_sink *sink, size_t index, ota_sink_serial_result *result) {

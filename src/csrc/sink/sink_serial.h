@@ -65,6 +65,7 @@ typedef struct ota_sink_serial_options {
     bool sector_diff;    /* find by MD5 what differs and write that alone */
     bool pre_erase;      /* erase while the image still arrives (stub only; the boot ROM erases when a write begins) */
     int level;           /* of deflate, 1..9; 0: 6; -1: send plain bytes */
+    size_t jobs;         /* devices that are written at the same time; 0: all */
     uint32_t reconnects; /* for each device; 0: 5 */
     uint32_t reopen_ms;  /* how long to wait for a port that is gone; 0: 30 s */
     const char *cache_dir; /* see ota_image_store_options; copied */
@@ -95,6 +96,13 @@ typedef struct ota_sink_serial_result {
 } ota_sink_serial_result;
 
 ota_status ota_sink_serial_new(const ota_sink_serial_options *options, ota_sink **out, ota_error *error);
+
+/* Before open: this device takes no part, and its result is that error. False: no device has that number, or it is too late. */
+bool ota_sink_serial_exclude(ota_sink *sink, size_t device, const ota_error *error);
+
+/* Before open, in place of those of the options: digests of the image as announced, 32 and 16 bytes; NULL: not known. A wrong
+ * MD5 costs a question, a wrong SHA-256 nothing. */
+void ota_sink_serial_announce(ota_sink *sink, const uint8_t *sha256, const uint8_t *md5);
 
 /* How a device is doing, or did; from any thread. False: no device has that number. */
 bool ota_sink_serial_get_result(ota_sink *sink, size_t device, ota_sink_serial_result *result);
