@@ -3,6 +3,9 @@
 from libc.stddef cimport size_t
 from libc.stdint cimport UINT64_MAX, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
+cdef extern from "<stdbool.h>" nogil:
+    ctypedef bint c_bool "bool"  # where a pointer to a function has to have the very type
+
 # ---- base ------------------------------------------------------------------------------------------------------------
 
 cdef extern from "base/status.h" nogil:
@@ -45,6 +48,8 @@ cdef extern from "port/port.h" nogil:
         OTA_FAULT_SYNC
         OTA_FAULT_ERASE
         OTA_FAULT_OPEN
+        OTA_FAULT_LINES
+        OTA_FAULT_BAUD
     ctypedef struct ota_fault:
         uint32_t ops
         uint64_t after
@@ -83,6 +88,183 @@ cdef extern from "port/port.h" nogil:
         uint16_t pid
         int interface
     int ota_port_tty_list(const char *sysfs_root, ota_tty_info **out, size_t *count)
+    ctypedef struct ota_serial
+    ctypedef struct ota_serial_ops:
+        int (*set_baud)(ota_serial *serial, uint32_t baud) noexcept nogil
+        void (*close)(ota_serial *serial) noexcept nogil
+    ctypedef struct ota_serial:
+        const ota_serial_ops *ops
+        const char *name
+        uint32_t baud
+        bint has_lines
+        bint is_low_latency
+        uint16_t usb_vid
+        uint16_t usb_pid
+        uint64_t reads
+        uint64_t writes
+        uint64_t bytes_read
+        uint64_t bytes_written
+        uint64_t line_changes
+        uint64_t baud_changes
+        uint64_t reopens
+    ctypedef struct ota_serial_options:
+        uint32_t baud
+        uint32_t connect_timeout_ms
+        bint keep_lines
+        ota_fault *fault
+        int (*set_lines)(void *user, c_bool dtr, c_bool rts) noexcept
+        void *lines_user
+        const char *sysfs_root
+        const char *dev_root
+    ota_status ota_port_serial_open(const char *port, const ota_serial_options *options, ota_serial **out,
+                                    ota_error *error)
+
+# ---- flasher ---------------------------------------------------------------------------------------------------------
+
+cdef extern from "flasher/flasher.h" nogil:
+    ctypedef struct ota_flasher
+    ctypedef int ota_flasher_state
+    ctypedef int ota_flasher_before
+    ctypedef int ota_flasher_after
+    ctypedef int ota_flasher_link
+    ctypedef int ota_flasher_trace
+    enum:
+        OTA_FLASHER_OFF
+        OTA_FLASHER_READY
+        OTA_FLASHER_BROKEN
+        OTA_FLASHER_GONE
+        OTA_FLASHER_STOPPED
+    enum:
+        OTA_FLASHER_DEFAULT_RESET
+        OTA_FLASHER_CLASSIC_RESET
+        OTA_FLASHER_USB_RESET
+        OTA_FLASHER_NO_RESET
+        OTA_FLASHER_NO_RESET_NO_SYNC
+        OTA_FLASHER_CUSTOM_RESET
+    enum:
+        OTA_FLASHER_AFTER_AUTO
+        OTA_FLASHER_HARD_RESET
+        OTA_FLASHER_WATCHDOG_RESET
+        OTA_FLASHER_AFTER_CUSTOM
+        OTA_FLASHER_STAY
+    enum:
+        OTA_FLASHER_LINK_AUTO
+        OTA_FLASHER_LINK_UART
+        OTA_FLASHER_LINK_USB_JTAG
+        OTA_FLASHER_LINK_USB_OTG
+    enum:
+        OTA_FLASHER_TRACE_SENT
+        OTA_FLASHER_TRACE_RECEIVED
+        OTA_FLASHER_TRACE_NOTE
+    uint32_t OTA_FLASHER_UNKNOWN
+    ctypedef struct ota_flasher_stub:
+        const char *name
+        uint32_t entry
+        uint32_t text_start
+        const uint8_t *text
+        size_t text_len
+        uint32_t data_start
+        const uint8_t *data
+        size_t data_len
+    ctypedef struct ota_flasher_facts:
+        bint is_known
+        uint16_t chip_id
+        uint8_t mac[6]
+        uint32_t revision
+        uint32_t flash_id
+        uint64_t flash_size
+        uint32_t baud
+        uint32_t rom_clock
+    ctypedef struct ota_flasher_options:
+        ota_serial *serial
+        const char *chip
+        ota_flasher_before before
+        ota_flasher_after after
+        const char *before_sequence
+        const char *after_sequence
+        ota_flasher_link link
+        uint32_t baud
+        uint32_t baud_min
+        int connect_attempts
+        uint32_t reuse_baud
+        const ota_flasher_stub *stubs
+        size_t stub_count
+        ota_flasher_facts facts
+        uint64_t flash_size
+        bint allow_encrypted
+        uint32_t slow
+        void (*trace)(void *user, ota_flasher_trace what, const void *data, size_t len) noexcept
+        void *trace_user
+    ctypedef struct ota_flasher_info:
+        uint16_t chip_id
+        const char *chip
+        const char *title
+        bint has_mac
+        uint8_t mac[6]
+        uint32_t revision
+        uint32_t eco_version
+        uint32_t flash_id
+        uint64_t flash_size
+        bint flash_size_known
+        bint is_stub
+        bint stub_was_running
+        const char *stub_name
+        uint32_t baud
+        ota_flasher_link link
+        bint was_reset
+        bint secure_download
+        bint secure_boot
+        bint flash_encrypted
+        uint32_t security_flags
+        uint32_t block_size
+        bint can_deflate
+        bint can_verify
+        ota_flasher_facts facts
+    ctypedef struct ota_flasher_counts:
+        uint64_t commands
+        uint64_t frames_in
+        uint64_t damaged
+        uint64_t bytes_out
+        uint64_t bytes_in
+        uint64_t retries
+        uint64_t resets
+        uint64_t step_downs
+        uint64_t connects
+        uint64_t stub_uploads
+        uint64_t md5_bytes
+        uint64_t read_bytes
+        uint64_t erased_bytes
+        uint64_t written_bytes
+    ctypedef struct ota_flasher_write:
+        uint64_t offset
+        uint64_t size
+        bint deflated
+        bint encrypt
+        uint64_t wire_bound
+    ota_status ota_flasher_new(const ota_flasher_options *options, ota_flasher **out, ota_error *error)
+    void ota_flasher_free(ota_flasher **flasher)
+    ota_status ota_flasher_connect(ota_flasher *flasher, ota_error *error)
+    ota_status ota_flasher_reopen(ota_flasher *flasher, uint32_t timeout_ms, ota_error *error)
+    ota_flasher_state ota_flasher_get_state(const ota_flasher *flasher)
+    const ota_flasher_info *ota_flasher_get_info(const ota_flasher *flasher)
+    ota_flasher_counts ota_flasher_get_counts(const ota_flasher *flasher)
+    ota_status ota_flasher_read_revision(ota_flasher *flasher, uint32_t *revision, ota_error *error)
+    ota_status ota_flasher_read(ota_flasher *flasher, uint64_t offset, void *buf, size_t len, ota_error *error)
+    ota_status ota_flasher_erase(ota_flasher *flasher, uint64_t offset, uint64_t len, ota_error *error)
+    ota_status ota_flasher_md5(ota_flasher *flasher, uint64_t offset, uint64_t len, uint8_t *digest, ota_error *error)
+    ota_status ota_flasher_write_begin(ota_flasher *flasher, const ota_flasher_write *write, ota_error *error)
+    ota_status ota_flasher_write_data(ota_flasher *flasher, const void *data, size_t len, uint64_t inflated_len,
+                                      ota_error *error)
+    ota_status ota_flasher_write_end(ota_flasher *flasher, ota_error *error)
+    void ota_flasher_write_abort(ota_flasher *flasher)
+    ota_status ota_flasher_reset(ota_flasher *flasher, ota_flasher_after how, ota_error *error)
+    ota_status ota_flasher_read_console(ota_flasher *flasher, void *buf, size_t len, uint32_t timeout_ms, size_t *got,
+                                        ota_error *error)
+    void ota_flasher_cancel(ota_flasher *flasher)
+    void ota_flasher_rearm(ota_flasher *flasher)
+
+cdef extern from "flasher/flash_serial.h" nogil:
+    ota_status ota_flash_serial_new(ota_flasher *flasher, ota_flash **out, ota_error *error)
 
 # ---- sink ------------------------------------------------------------------------------------------------------------
 
@@ -251,9 +433,6 @@ cdef extern from "esp/esp_partition_table.h" nogil:
     const char *ota_esp_partition_type_name(uint8_t type, char *out)
     const char *ota_esp_partition_subtype_name(uint8_t type, uint8_t subtype, char *out)
     ota_status ota_esp_layout_find(const ota_esp_partition_table *table, ota_esp_layout *layout, ota_error *error)
-
-cdef extern from "<stdbool.h>" nogil:
-    ctypedef bint c_bool "bool"  # where a pointer to a function has to have the very type
 
 cdef extern from "esp/esp_otadata.h" nogil:
     enum:
@@ -431,6 +610,7 @@ cdef extern from "target/esp_target.h" nogil:
         bint anti_rollback
         uint32_t secure_version
         int running
+        bint stopped
     ctypedef struct ota_esp_slot:
         int number
         const char *name
@@ -454,6 +634,7 @@ cdef extern from "target/esp_target.h" nogil:
                                        ota_sink **out, ota_error *error)
     ota_status ota_esp_target_set_boot(ota_esp_target *target, int slot, ota_error *error)
     ota_status ota_esp_target_mark_valid(ota_esp_target *target, ota_error *error)
+    ota_status ota_esp_target_retry(ota_esp_target *target, ota_error *error)
     ota_status ota_esp_target_mark_invalid(ota_esp_target *target, ota_error *error)
     ota_status ota_esp_target_can_rollback(ota_esp_target *target, int *to, ota_error *error)
     ota_status ota_esp_target_choose(ota_esp_target *target, ota_esp_boot_decision *decision, ota_error *error)

@@ -8,16 +8,20 @@ answer has an ``"error"`` where something is wrong. Offsets and sizes are bytes;
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rmaker_ota import credentials, esp_format, nvs, ota_core
-from rmaker_ota.errors import ArgumentError, FormatError, ImageError, OtaError
+from rmaker_ota.errors import ArgumentError, FormatError, ImageError, NotFoundError, OtaError
 from rmaker_ota.targets import chip_record
 from rmaker_ota.targets.base import AppDescription
 from rmaker_ota.targets.chip_record import ChipRecord
+
+if TYPE_CHECKING:
+    from rmaker_ota.targets.esp32_serial import Esp32SerialTarget
 
 TABLE_OFFSET = 0x8000  # where ESP-IDF puts the partition table unless told otherwise
 SECTOR = 4096
@@ -26,6 +30,7 @@ MAX_FILE = 256 << 20  # a flash image larger than any chip is not read into memo
 SPI_MODES = ("QIO", "QOUT", "DIO", "DOUT", "FAST_READ", "SLOW_READ")
 
 KINDS = ("image", "partition-table", "otadata", "nvs", "flash")
+"""Of files. A chip behind a serial port is of the kind ``"chip"``."""
 
 
 def app_description(raw: bytes) -> AppDescription:
@@ -116,7 +121,7 @@ def inspect(where: str | Path, *, kind: str | None = None, nvs_keys: bytes | Non
     """Looks into a file or a target.
 
     Args:
-        where: a path, or a target's URI (``esp32-image:PATH``, ``file:PATH``).
+        where: a path, or a target's URI (``esp32-image:PATH``, ``file:PATH``, ``esp32-serial:PORT``).
         kind: one of `KINDS`; None: found out.
         nvs_keys: 64 key bytes for encrypted NVS partitions (`rmaker_ota.credentials.read_keys`).
 
@@ -128,6 +133,8 @@ def inspect(where: str | Path, *, kind: str | None = None, nvs_keys: bytes | Non
         OSError: it cannot be read.
     """
     text = str(where)
+    if text.startswith("esp32-serial:"):
+        return inspect_chip(text.removeprefix("esp32-serial:"))
     if text.startswith("esp32-image:"):
         path, kind = Path(text.removeprefix("esp32-image:")), kind or "flash"
     else:
@@ -431,6 +438,93 @@ def _find_bootloader(data: bytes, table_offset: int) -> dict[str, Any] | None:
                 "error": _error(found.error),
             }
     return None
+
+
+# ---- A chip behind a serial port -------------------------------------------------------------------------------------
+
+
+def inspect_chip(place: str, **options: Any) -> dict[str, Any]:
+    """A chip behind a serial port: what it is, which stub does the work, its slots and what boots next.
+
+    The chip is stopped for that and runs again afterwards.
+
+    Args:
+        place: what stands behind ``esp32-serial:``.
+        options: of `rmaker_ota.targets.esp32_serial.Esp32SerialTarget`.
+
+    Raises:
+        OtaError: no chip answers.
+    """
+    from rmaker_ota.targets.esp32_serial import Esp32SerialTarget
+
+    with Esp32SerialTarget(place, **options) as target:
+        report: dict[str, Any] = {"kind": "chip", "path": target.uri, "partitions": [], "slots": []}
+        report |= {"otadata": None, "boot": None, "error": None}
+        try:
+            _look_into_chip(target, report)
+        except OtaError as exc:
+            if target.info is None:
+                raise
+            report["error"] = _error(exc)
+        info = target.info
+        assert info is not None, "something was asked of it"
+        stub = target.stubs.find(info.stub) if info.stub is not None else None
+        report["size"] = info.flash_size
+        report["chip"] = {
+            "chip": info.chip,
+            "title": info.title,
+            "revision": None if info.revision is None else revision(info.revision),
+            "mac": info.mac,
+            "flash_id": info.flash_id or None,
+            "flash_size_known": info.flash_size_known,
+            "link": info.link,
+            "baud": info.baud,
+            "secure_download": info.secure_download,
+            "secure_boot": info.secure_boot,
+            "flash_encrypted": info.flash_encrypted,
+        }
+        report["stub"] = {
+            "used": info.stub,
+            "release": stub.release if stub is not None else None,
+            "was_running": info.stub_was_running,
+            "origin": target.stubs.origin,
+            "notes": list(target.stubs.notes),
+        }
+    return report
+
+
+def _look_into_chip(target: Esp32SerialTarget, report: dict[str, Any]) -> None:
+    table = target.partition_table()
+    report["partitions"] = [_partition(row) for row in table.partitions]
+    running = target.running_slot()
+    for slot in target.slots:
+        app = target.describe(slot)
+        report["slots"].append(
+            {
+                "slot": slot.name,
+                "offset": slot.offset,
+                "size": slot.size,
+                "runs": slot == running,
+                "app": None
+                if app is None
+                else {
+                    "project": app.project_name,
+                    "version": app.version,
+                    "secure_version": app.secure_version,
+                    "built": " ".join(part for part in (app.date, app.time) if part) or None,
+                    "idf_version": app.idf_version,
+                },
+            }
+        )
+    count = len(ota_core.partition_layout(table).slots)
+    with contextlib.suppress(NotFoundError):
+        report["otadata"] = {
+            "slot_count": count,
+            "entries": [_entry(entry, count) for entry in target.esp.entries()],
+            "error": None,
+        }
+    boot = target.preview()
+    report["boot"] = {"slot": boot.slot.name if boot.slot else None, "reasons": list(boot.reasons)}
 
 
 _LOOK: dict[str, Callable[[bytes], dict[str, Any]]] = {

@@ -373,7 +373,7 @@ class Installer:
             BaseException: exactly what a callback raised.
         """
         self._begin()
-        return self._install()
+        return self._install_or_release()
 
     def start(self) -> None:
         """Installs on a thread of its own; `result` waits for it. Raises StateError if it was run or started before."""
@@ -426,9 +426,16 @@ class Installer:
 
     def _install_and_keep(self) -> None:
         try:
-            self._result = self._install()
+            self._result = self._install_or_release()
         except BaseException as exc:  # handed to whoever asks for the result
             self._error = exc
+
+    def _install_or_release(self) -> InstallResult:
+        try:
+            return self._install()
+        except BaseException:
+            self._target.release()  # what was stopped for it goes on with the image it had
+            raise
 
     def _install(self) -> InstallResult:
         began = time.monotonic()

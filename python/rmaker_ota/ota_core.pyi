@@ -1,8 +1,8 @@
 """Types of the border to the C engine, room by room as in ``src/border``."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import IO, NamedTuple, Self
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import IO, Literal, NamedTuple, Self
 
 from typing_extensions import Buffer
 
@@ -20,6 +20,8 @@ from rmaker_ota.esp_format import (
     PartitionLayout,
     PartitionTable,
 )
+from rmaker_ota.flasher.chip import ChipFacts, ChipInfo
+from rmaker_ota.flasher.stubs import Stub
 from rmaker_ota.nvs import NvsItem, NvsOp, NvsPage, NvsType, NvsValue
 
 # ---- errors.pxi ------------------------------------------------------------------------------------------------------
@@ -167,6 +169,8 @@ class Fault:
     SYNC: int
     ERASE: int
     OPEN: int
+    LINES: int
+    BAUD: int
     def __init__(
         self,
         *,
@@ -196,12 +200,78 @@ class FileSink(Sink):
         self, path: str | os.PathLike[str], *, buffered: bool = False, max_size: int = 0, fault: Fault | None = None
     ) -> None: ...
 
+# ---- flasher.pxi -----------------------------------------------------------------------------------------------------
+
+FLASHER_BEFORE: tuple[str, ...]
+FLASHER_AFTER: tuple[str, ...]
+FLASHER_LINKS: tuple[str, ...]
+
+class Flasher:
+    def __init__(
+        self,
+        port: str | os.PathLike[str],
+        *,
+        baud: int = 0,
+        chip: str | None = None,
+        before: str = "default-reset",
+        after: str = "default-reset",
+        link: str = "auto",
+        connect_attempts: int = 7,
+        reuse_baud: int = 0,
+        stubs: Iterable[Stub] = (),
+        facts: ChipFacts | None = None,
+        flash_size: int = 0,
+        allow_encrypted: bool = False,
+        slow: int = 1,
+        keep_lines: bool = False,
+        fault: Fault | None = None,
+        on_lines: Callable[[bool, bool], object] | None = None,
+        on_trace: Callable[[str, bytes], object] | None = None,
+        sysfs_root: str | os.PathLike[str] | None = None,
+        dev_root: str | os.PathLike[str] | None = None,
+    ) -> None: ...
+    def close(self) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *exc: object) -> None: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def has_lines(self) -> bool: ...
+    @property
+    def state(self) -> Literal["off", "ready", "broken", "gone", "stopped"]: ...
+    @property
+    def counts(self) -> dict[str, int]: ...
+    @property
+    def info(self) -> ChipInfo | None: ...
+    def read_revision(self) -> int | None: ...
+    def connect(self) -> None: ...
+    def reopen(self, timeout_ms: int = 5000) -> None: ...
+    def reset(self, how: str = "default-reset") -> None: ...
+    def read_console(self, size: int = 4096, timeout_ms: int = 100) -> bytes: ...
+    def set_baud(self, baud: int) -> None: ...
+    def cancel(self) -> None: ...
+    def rearm(self) -> None: ...
+    def read(self, offset: int, size: int, *, on_progress: Callable[[int], object] | None = None) -> bytes: ...
+    def erase(self, offset: int, size: int) -> None: ...
+    def md5(self, offset: int, size: int) -> bytes: ...
+    def write(
+        self,
+        offset: int,
+        size: int,
+        pieces: Iterable[tuple[Buffer, int]],
+        *,
+        deflated: bool = False,
+        encrypt: bool = False,
+        wire_size: int = 0,
+        on_progress: Callable[[int], object] | None = None,
+    ) -> None: ...
+
 # ---- target.pxi ------------------------------------------------------------------------------------------------------
 
 class EspTarget:
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        place: str | os.PathLike[str] | Flasher,
         *,
         read_only: bool = False,
         table_offset: int = 0x8000,
@@ -216,6 +286,10 @@ class EspTarget:
         fault: Fault | None = None,
     ) -> None: ...
     def close(self) -> None: ...
+    @property
+    def is_installing(self) -> bool: ...
+    @property
+    def rollback(self) -> bool: ...
     @property
     def size(self) -> int: ...
     @property
@@ -235,6 +309,7 @@ class EspTarget:
     def sink(self, slot: str, *, activate: bool = True, rewrite_same: bool = False) -> FlashSink: ...
     def set_boot(self, slot: str) -> None: ...
     def mark_valid(self) -> None: ...
+    def retry(self) -> None: ...
     def mark_invalid(self) -> None: ...
     def can_rollback(self) -> str: ...
     def choose(self) -> BootDecision: ...

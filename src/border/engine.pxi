@@ -154,8 +154,10 @@ cdef class Pipeline:
             callbacks.phase = phase_callback
         if on_checkpoint is not None:
             callbacks.checkpoint = checkpoint_callback
+        self.sink.count_use(1)
         with nogil:
             status = ota_pipeline_run(self.ptr, &callbacks, &error)
+        self.sink.count_use(-1)
         self.source.end_use()
         self.on_header = self.on_phase = self.on_checkpoint = self.on_tick = None
         raised, self.raised = self.raised, None

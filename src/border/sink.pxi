@@ -4,7 +4,7 @@ cdef class Fault:
     """A plan for what goes wrong with the file or flash it is given to (``ota_fault`` of port/port.h).
 
     Args:
-        ops: which operations are counted, a sum of READ, WRITE, SYNC, ERASE, OPEN; 0: all.
+        ops: which operations are counted, a sum of READ, WRITE, SYNC, ERASE, OPEN, LINES, BAUD; 0: all.
         after: so many counted operations succeed first.
         count: so many fail then; 0: none. Ignored with ``power_cut``.
         errnum: errno the failing ones report; 0: EIO.
@@ -18,6 +18,8 @@ cdef class Fault:
     SYNC = OTA_FAULT_SYNC
     ERASE = OTA_FAULT_ERASE
     OPEN = OTA_FAULT_OPEN
+    LINES = OTA_FAULT_LINES
+    BAUD = OTA_FAULT_BAUD
 
     cdef ota_fault plan
 
@@ -54,6 +56,9 @@ cdef class Sink:
     def __dealloc__(self):
         if self.ptr != NULL:
             ota_sink_free(&self.ptr)
+
+    cdef void count_use(self, int change) noexcept:
+        """Told that a pipeline begins (1) or ends (-1) to use it."""
 
     @property
     def capacity(self):

@@ -1,19 +1,15 @@
-# Targets of the engine: the flash of an ESP32 as a whole, in a flash image file.
-
-import threading as _threading
-
-cimport cython
-from cpython.bytes cimport PyBytes_AsString as _PyBytes_AsString
-from cpython.bytes cimport PyBytes_FromStringAndSize as _PyBytes_FromStringAndSize
+# Targets of the engine: the flash of an ESP32 as a whole, in a flash image file or behind a serial line.
 
 
+@cython.no_gc_clear  # __dealloc__ needs the flasher, whose line the C flash borrows
 cdef class EspTarget:
-    """An ESP32's flash in a file: slots, boot choice, and sinks for its slots (``target/esp_target.h``).
+    """An ESP32's flash: slots, boot choice, and sinks for its slots (``target/esp_target.h``).
 
     Slots go by name: ``ota_0`` .., ``factory``, ``test``. Methods may be called from any thread.
 
     Args:
-        path: of the flash image, a raw dump of the whole chip. Taken exclusively unless ``read_only``.
+        place: path of a flash image, a raw dump of the whole chip, taken exclusively unless ``read_only``; or a connected
+            `Flasher`. What ran last on the chip it holds counts as running, and a restart is the chip's own.
         read_only: nothing may be changed; the file is not taken.
         table_offset: of the partition table, bytes.
         rollback: boot loader and app are built with app rollback.
@@ -25,7 +21,7 @@ cdef class EspTarget:
         fault: what goes wrong with the flash, for tests.
 
     Raises:
-        DeviceError, NotFoundError: the file cannot be opened, or is in use.
+        DeviceError, NotFoundError: the file cannot be opened, or is in use. SerialError: the link.
         ArgumentError: it is no flash image.
         FormatError: its partition table or otadata is not valid.
     """
@@ -35,7 +31,11 @@ cdef class EspTarget:
     cdef Fault fault
     cdef object lock   # of opening, using and closing; C has its own for what sinks do meanwhile
     cdef int sinks     # alive; what they borrow in C stays until the last one is gone
+    cdef int active    # of those, with a pipeline that runs
     cdef bint closed
+    cdef Flasher flasher # None: a file
+    cdef readonly bint rollback
+    """Whether it counts as built with app rollback."""
 
     def __cinit__(self):
         self.lock = _threading.Lock()
@@ -43,7 +43,7 @@ cdef class EspTarget:
 
     def __init__(
         self,
-        path,
+        place,
         *,
         read_only=False,
         table_offset=0x8000,
@@ -64,7 +64,8 @@ cdef class EspTarget:
             raise _errors.StateError("the target is open already")
         memset(&options, 0, sizeof(options))
         clear_error(&error)
-        encoded = os.fsencode(path)
+        cdef Flasher flasher = place if isinstance(place, Flasher) else None
+        encoded = b"" if flasher is not None else os.fsencode(place)
         cdef const char *raw_path = encoded
         cdef bint only_read = read_only
         options.table_offset = table_offset
@@ -78,8 +79,18 @@ cdef class EspTarget:
         options.running = _slot_number(running)
         self.fault = fault
         cdef ota_fault *plan = fault_of(fault)
-        with nogil:
-            status = ota_port_flash_file_open(raw_path, only_read, plan, &self.flash, &error)
+        self.rollback = rollback or anti_rollback
+        if flasher is not None:
+            with flasher.lock:
+                flasher.need_open()
+                status = ota_flash_serial_new(flasher.ptr, &self.flash, &error)
+                if status == OTA_OK:
+                    flasher.users += 1
+                    self.flasher = flasher
+            options.stopped = True
+        else:
+            with nogil:
+                status = ota_port_flash_file_open(raw_path, only_read, plan, &self.flash, &error)
         check(status, &error)
         options.flash = self.flash
         with nogil:
@@ -97,6 +108,9 @@ cdef class EspTarget:
         if self.flash != NULL:
             self.flash.ops.close(self.flash)
             self.flash = NULL
+        if self.flasher is not None:
+            self.flasher.end_use()
+            self.flasher = None
 
     cdef int need_open(self) except -1:
         if self.closed:
@@ -109,9 +123,17 @@ cdef class EspTarget:
             self.closed = True
             if self.sinks == 0:
                 self.release()
+            elif self.flasher is not None:
+                if self.active > 0:
+                    self.flasher.cancel()
             elif self.flash != NULL:
                 with nogil:
                     ota_port_flash_file_shut(self.flash)
+
+    @property
+    def is_installing(self):
+        """Whether an installation into one of its slots is under way."""
+        return self.active > 0
 
     # ---- what is there ------------------------------------------------------------------------------------------------
 
@@ -354,6 +376,17 @@ cdef class EspTarget:
                 status = ota_esp_target_mark_valid(self.ptr, &error)
             check(status, &error)
 
+    def retry(self):
+        """Before a chip that a flasher holds is restarted: an image on trial gets its trial again."""
+        cdef ota_error error
+        cdef ota_status status
+        clear_error(&error)
+        with self.lock:
+            self.need_open()
+            with nogil:
+                status = ota_esp_target_retry(self.ptr, &error)
+            check(status, &error)
+
     def mark_invalid(self):
         """Marks the running image invalid, so that the next boot takes another one.
 
@@ -445,6 +478,9 @@ cdef class FlashSink(Sink):
 
     def __init__(self):
         raise TypeError("EspTarget.sink makes these")
+
+    cdef void count_use(self, int change) noexcept:
+        self.target.active += change
 
     def __dealloc__(self):
         ota_sink_free(&self.ptr)

@@ -179,6 +179,17 @@ def test_esptool_is_looked_at_and_never_imported(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "ok\n"), done.stderr
 
 
+def test_a_script_of_the_same_name_hides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scripts = tmp_path / "bin"
+    scripts.mkdir()
+    (scripts / "esptool.py").write_text("raise SystemExit('not this one')")
+    known(monkeypatch, write(tmp_path / "lib" / "esptool" / "targets" / "stub_flasher" / "2"))
+    monkeypatch.setattr(sys, "path", [str(scripts), str(tmp_path / "lib")])
+    monkeypatch.delitem(sys.modules, "esptool", raising=False)
+    assert find_stubs().find("esp32c3") is not None
+    assert "esptool" not in sys.modules
+
+
 _INSTALLED = """
 import sys
 from rmaker_ota.flasher.stubs import find_stubs

@@ -1,4 +1,4 @@
-"""``rmaker-ota boot TARGET``: restart a virtual chip once."""
+"""``rmaker-ota boot TARGET``: restart a chip once."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ from rmaker_ota.targets import open_target
 )
 @output.json_option
 def command(target: str, *, no_rollback: bool, anti_rollback: bool, secure_version: int | None, as_json: bool) -> None:
-    """Restart the virtual chip TARGET once, and say what its boot loader chose, why, and what it wrote.
+    """Restart the chip TARGET once, and say what its boot loader chose, why, and what it wrote.
 
-    TARGET is esp32-image:PATH. The flash image is changed as the boot loader would change the flash.
+    TARGET is esp32-image:PATH, whose flash image is changed as the boot loader would change the flash, or
+    esp32-serial:PORT, which is told what its own boot loader will choose.
     """
     if secure_version is not None and not anti_rollback:
         raise click.UsageError("--secure-version means something with --anti-rollback only")

@@ -114,7 +114,43 @@ def credentials_lines(found: dict[str, Any]) -> Iterator[str]:
         yield f"  private key       {private_key['kind'] or 'not PEM'}, {private_key['size']} bytes, not shown"
 
 
+def serial_lines(found: dict[str, Any]) -> Iterator[str]:
+    chip, stub = found["chip"], found["stub"]
+    revision = f" {chip['revision']}" if chip["revision"] else ""
+    yield f"chip          {chip['title']}{revision}, MAC {chip['mac'] or 'unreadable'}"
+    size = f"{found['size'] >> 10} KiB" + ("" if chip["flash_size_known"] else " assumed")
+    yield f"flash         {size}" + (f", id {chip['flash_id']:06x}" if chip["flash_id"] else "")
+    yield f"line          {chip['link']}" + (f", {chip['baud']} baud" if chip["baud"] else "")
+    if stub["used"]:
+        release = f" of release {stub['release']}" if stub["release"] else ""
+        ran = ", left running by an earlier session" if stub["was_running"] else ""
+        yield f"stub          {stub['used']}{release}, from {stub['origin']}{ran}"
+    else:
+        yield f"stub          none, the boot ROM alone; stubs: {stub['origin']}"
+    for note in stub["notes"]:
+        yield f"              {note}"
+    for key, text in (
+        ("secure_boot", "secure boot"),
+        ("flash_encrypted", "flash encryption"),
+        ("secure_download", "secure download mode"),
+    ):
+        if chip[key]:
+            yield f"security      {text}"
+    yield from table_lines(found)
+    for slot in found["slots"]:
+        app = slot["app"]
+        what = f"{app['project']} {app['version']}, secure version {app['secure_version']}" if app else "no app"
+        yield f"{slot['slot']:<13} {what}{'; runs' if slot['runs'] else ''}"
+    if found["otadata"]:
+        yield from otadata_lines(found["otadata"])
+    if found["boot"]:
+        yield f"boots next    {found['boot']['slot'] or 'nothing'}"
+        for reason in found["boot"]["reasons"]:
+            yield f"              {reason}"
+
+
 LINES = {
+    "chip": serial_lines,
     "image": image_lines,
     "partition-table": table_lines,
     "otadata": otadata_lines,
@@ -135,7 +171,7 @@ LINES = {
 )
 @output.json_option
 def command(where: str, *, kind: str | None, keys_path: Path | None, as_json: bool) -> int:
-    """Show what lies in FILE-or-TARGET. Nothing is changed.
+    """Show what lies in FILE-or-TARGET. Nothing is changed; a chip at esp32-serial:PORT is restarted.
 
     An app or boot loader image: descriptor, segments, checksum and hash. A partition table, otadata, an NVS partition
     (secrets masked, a node's credentials named), or a whole flash image: all of these, and which slot boots next and

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rmaker_ota.cli import errors, output
-from rmaker_ota.errors import ConfigError, NotResumableError, OtaError
+from rmaker_ota.errors import ConfigError, NotResumableError, OtaError, TargetError
 from rmaker_ota.esp_err import esp_err_name
 from rmaker_ota.install import (
     HttpOptions,
@@ -225,6 +225,22 @@ def summary(result: InstallResult, target: Target, *, left_alone: bool) -> str:
     return "\n".join(lines)
 
 
+def confirm(target: Target, slot: str) -> str:
+    """Restarts into the new image and confirms it when its console is well; what to tell of that.
+
+    Raises:
+        TargetError: it was not well; the image before runs again.
+    """
+    boot = target.restart()
+    if boot.slot is None or boot.slot.name != slot:
+        runs = f"{boot.slot.name} runs again" if boot.slot else "nothing boots"
+        why = next((reason for reason in boot.reasons if reason.startswith("the console")), boot.reasons[-1])
+        raise TargetError(f"the image in {slot} was rolled back: {why}; {runs}", stage="target")
+    target.mark_valid()
+    well = next((reason for reason in boot.reasons if reason.startswith("the console")), "it runs")
+    return f"{slot} runs and is confirmed: {well}"
+
+
 @click.command("install")
 @click.argument("source")
 @click.argument("target")
@@ -256,6 +272,13 @@ def summary(result: InstallResult, target: Target, *, left_alone: bool) -> str:
     help="Go on from, and keep checkpoints in, FILE.",
 )
 @click.option("--read-back", is_flag=True, help="Read the slot back and compare before it is activated.")
+@click.option(
+    "--watch",
+    type=click.FloatRange(min=0, min_open=True, max=3600),
+    metavar="S",
+    help="Restart the chip, listen to its console so long, then confirm the image or roll back.",
+)
+@click.option("--expect", metavar="REGEX", help="With --watch: a line that says all is well.  [default: no crash]")
 @click.option("--no-activate", is_flag=True, help="Write and verify; leave the boot choice as it is.")
 @click.option("--skip-version-check", is_flag=True, help="Accept the version that runs.")
 @click.option("--skip-project-check", is_flag=True, help="Accept another project.")
@@ -280,6 +303,8 @@ def command(
     limit_rate: int | None,
     resume: str | None,
     read_back: bool,
+    watch: float | None,
+    expect: str | None,
     no_activate: bool,
     skip_version_check: bool,
     skip_project_check: bool,
@@ -288,13 +313,17 @@ def command(
 ) -> None:
     """Install the image SOURCE into TARGET.
 
-    SOURCE is an https URL, a path, or - for standard input. TARGET is file:PATH, esp32-image:PATH or another target
-    URI. Nothing is written before the image's header was checked, and nothing boots that was not verified.
+    SOURCE is an https URL, a path, or - for standard input. TARGET is file:PATH, esp32-image:PATH or esp32-serial:PORT.
+    Nothing is written before the image's header was checked, and nothing boots that was not verified.
     """
     if source.lower().startswith("http:") and not allow_http:
         raise click.UsageError("a plain http URL is not protected; use https, or say --allow-http")
     if (cert is None) != (key is None):
         raise click.UsageError("--cert and --key belong together")
+    if expect is not None and watch is None:
+        raise click.UsageError("--expect needs --watch")
+    if watch is not None and no_activate:
+        raise click.UsageError("--watch restarts into the image, which --no-activate leaves alone")
     if resume is not None and source == "-":
         raise click.UsageError("--resume needs a source that can be read again, not -")
     http = HttpOptions(
@@ -313,7 +342,10 @@ def command(
     seen: list[ImageHeader] = []
     installer: Installer | None = None
     try:
-        with open_target(target) as place, output.Progress("install", quiet=as_json) as progress:
+        with (
+            open_target(target, watch_s=watch, expect=expect) as place,
+            output.Progress("install", quiet=as_json) as progress,
+        ):
             slot = place.next_slot()
             record = resume_file(resume, source, place.uri, slot.name) if resume else None
             policy = ImagePolicy(
@@ -369,6 +401,8 @@ def command(
             if record:
                 record.clear()
             text = summary(result, place, left_alone=no_activate and place.running_slot() is not None)
+            if watch is not None:
+                text += f"\n{confirm(place, result.slot)}"
     except (OtaError, OSError, KeyboardInterrupt) as exc:
         if as_json and errors.exit_code(exc) != errors.ExitCode.USAGE:
             refused = errors.exit_code(exc) == errors.ExitCode.REJECTED

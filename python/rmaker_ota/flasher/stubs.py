@@ -11,10 +11,12 @@ Source: esp-serial-protocol.md 8; https://github.com/espressif/esp-flasher-stub/
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import importlib.util
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -121,16 +123,16 @@ def find_stubs(where: str | None = None, *, accept_unknown: bool = False) -> Stu
 
 
 def _esptool_folder() -> Path | None:
-    """Where an installed esptool keeps its stubs. Looks the package up without importing it."""
-    try:
+    """Where an installed esptool keeps its stubs. Looks the package up without importing it.
+
+    Folders first: beside the programs of an environment, which a program's own search path begins with, esptool has a
+    script of the same name that a look-up by name would find in the package's place.
+    """
+    places = [Path(entry, "esptool") for entry in sys.path if entry]
+    with contextlib.suppress(ImportError, ValueError):
         spec = importlib.util.find_spec("esptool")
-    except (ImportError, ValueError):
-        return None
-    for place in (spec.submodule_search_locations or ()) if spec is not None else ():
-        folder = Path(place) / "targets" / "stub_flasher" / "2"
-        if folder.is_dir():
-            return folder
-    return None
+        places += [Path(place) for place in (spec.submodule_search_locations if spec is not None else None) or ()]
+    return next((folder for place in places if (folder := place / "targets" / "stub_flasher" / "2").is_dir()), None)
 
 
 def _read_folder(folder: Path, origin: str, accept_unknown: bool) -> StubSet:

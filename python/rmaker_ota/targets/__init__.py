@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _KINDS: dict[str, tuple[str, str]] = {
     "file": ("rmaker_ota.targets.file", "FileTarget"),
     "esp32-image": ("rmaker_ota.targets.esp32_image", "Esp32ImageTarget"),
+    "esp32-serial": ("rmaker_ota.targets.esp32_serial", "Esp32SerialTarget"),
 }
 
 
@@ -23,7 +24,8 @@ def open_target(uri: str, **options: Any) -> Target:
     """The target a URI names.
 
     Args:
-        uri: ``file:PATH`` (raw file or block device) or ``esp32-image:PATH`` (flash image of a virtual ESP32).
+        uri: ``file:PATH`` (raw file or block device), ``esp32-image:PATH`` (flash image of a virtual ESP32) or
+            ``esp32-serial:PORT`` (ESP32 behind a serial port).
         options: keyword arguments of the target's class. Those that are None are left out.
 
     Raises:

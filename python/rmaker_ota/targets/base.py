@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from rmaker_ota.records import dataclass
 
@@ -128,7 +128,10 @@ class Target(ABC):
     @abstractmethod
     def close(self) -> None: ...
 
-    def __enter__(self) -> Target:
+    def release(self) -> None:  # noqa: B027
+        """Lets run what was stopped to be looked at or written. Nothing where looking stops nothing."""
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:

@@ -108,12 +108,7 @@ class Esp32Target(Target):
         rules: dict[str, int] = {"bytes_after_allowed": True, **self.chip_rules()}
         running = self.esp.running
         if running is not None:
-            try:
-                mode = self.esp.describe(running)[1].spi_flash_mode
-            except NO_APP:
-                mode = 0
-            if mode:
-                rules["spi_flash_mode"] = mode
+            rules |= self._mode_rule(running)
         with contextlib.suppress(NotFoundError):
             rules["slot_size"] = self.next_slot().size
         return rules
@@ -122,6 +117,14 @@ class Esp32Target(Target):
 
     def _by_name(self) -> dict[str, Slot]:
         return {name: Slot(name, offset, size) for name, _, offset, size in self.esp.slots()}
+
+    def _mode_rule(self, running: str) -> dict[str, int]:
+        """The SPI flash mode that an image has to share with the running one."""
+        try:
+            mode = self.esp.describe(running)[1].spi_flash_mode
+        except NO_APP:
+            return {}
+        return {"spi_flash_mode": mode} if mode else {}
 
     def _name(self, slot: Slot) -> str:
         if self._by_name().get(slot.name) != slot:
