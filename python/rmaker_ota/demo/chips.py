@@ -79,6 +79,7 @@ class _Chip:
         self.port = self._process.stdout.readline().strip()
         if not self.port:
             raise DeviceError(f"the simulated chip {name} did not start: see {flash.with_suffix('.log')}", stage="target")
+        self.ask("release")  # the button was held at power-on: a pseudo terminal has no lines to reset the chip with
 
     def _end(self) -> None:
         end_process(self._process)
@@ -91,11 +92,11 @@ class _Chip:
         """Image bytes that are on their way or in flash."""
         return self._done
 
-    def report(self) -> dict[str, Any]:
-        """What the chip counted."""
+    def ask(self, command: str) -> dict[str, Any]:
+        """Has the simulation do what a port cannot carry; its answer."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write("report\n")
+        self._process.stdin.write(f"{command}\n")
         self._process.stdin.flush()
         answer: dict[str, Any] = json.loads(self._process.stdout.readline())
         return answer
@@ -173,7 +174,7 @@ def _run(directory: Path, root: Path, show: Show, outcome: Outcome, stack: conte
     if outcome.problems:
         return
     for chip in chips:
-        counts = chip.report()
+        counts = chip.ask("report")
         text = f"booted {counts['running']}, {counts['command_count']} commands"
         show.happened(time.monotonic() - begun, chip.name, "counted", text)
         if counts["running"] != endings[0].slot:

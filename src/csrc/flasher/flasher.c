@@ -1197,6 +1197,17 @@ static ota_status needs_watchdog(ota_flasher *flasher, bool *needs, ota_error *e
     return OTA_OK;
 }
 
+/* The line's rate for the boot messages; a line that is gone by now is no error. */
+static ota_status console_rate(ota_flasher *flasher, bool *vanished, ota_error *error) {
+    ota_serial *serial = flasher->serial;
+    if (serial->baud == 0 || serial->baud == OTA_SERIAL_BAUD || *vanished) {
+        return OTA_OK;
+    }
+    int errnum = serial->ops->set_baud(serial, OTA_SERIAL_BAUD);
+    *vanished = errnum == ENODEV;
+    return errnum == 0 || *vanished ? OTA_OK : port_failed(flasher, errnum, "a change of the rate", error);
+}
+
 /* Lets the RTC watchdog reset the chip; it may be faster than its answer. */
 static ota_status watchdog_reset(ota_flasher *flasher, bool *vanished, ota_error *error) {
     if (flasher->state != OTA_FLASHER_READY || flasher->info.secure_download || !flasher->chip->has_watchdog_reset) {
@@ -1208,21 +1219,14 @@ static ota_status watchdog_reset(ota_flasher *flasher, bool *vanished, ota_error
     if (status == OTA_ERR_CANCELLED || status == OTA_ERR_CHIP_REFUSED) {
         return ota_error_set(error, own.status, own.stage, 0, own.device_code, "%s", own.text);
     }
-    int errnum =
-        status == OTA_ERR_SERIAL_LOST ? ENODEV : flasher->serial->ops->wait_ms(flasher->serial, WATCHDOG_RESET_MS);
+    *vanished = status == OTA_ERR_SERIAL_LOST;
+    status = console_rate(flasher, vanished, error); /* before it speaks, not after the wait */
+    if (status != OTA_OK || *vanished) {
+        return status;
+    }
+    int errnum = flasher->serial->ops->wait_ms(flasher->serial, WATCHDOG_RESET_MS);
     *vanished = errnum == ENODEV;
     return errnum == 0 || *vanished ? OTA_OK : port_failed(flasher, errnum, "reset", error);
-}
-
-/* The line's rate for the boot messages; a line that is gone by now is no error. */
-static ota_status console_rate(ota_flasher *flasher, bool *vanished, ota_error *error) {
-    ota_serial *serial = flasher->serial;
-    if (serial->baud == 0 || serial->baud == OTA_SERIAL_BAUD || *vanished) {
-        return OTA_OK;
-    }
-    int errnum = serial->ops->set_baud(serial, OTA_SERIAL_BAUD);
-    *vanished = errnum == ENODEV;
-    return errnum == 0 || *vanished ? OTA_OK : port_failed(flasher, errnum, "a change of the rate", error);
 }
 
 ota_status ota_flasher_reset(ota_flasher *flasher, ota_flasher_after how, ota_error *error) {
@@ -1245,9 +1249,6 @@ ota_status ota_flasher_reset(ota_flasher *flasher, ota_flasher_after how, ota_er
     bool vanished = false;
     if (how == OTA_FLASHER_WATCHDOG_RESET) {
         status = watchdog_reset(flasher, &vanished, error);
-        if (status == OTA_OK) {
-            status = console_rate(flasher, &vanished, error);
-        }
     } else {
         if (flasher->state == OTA_FLASHER_READY && flasher->chip->force_boot_reg != 0 &&
             !flasher->info.secure_download) {

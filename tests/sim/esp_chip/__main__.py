@@ -2,7 +2,7 @@
 
 Prints the port, then runs until SIGTERM or SIGINT. What a serial port cannot carry comes on standard input, one command
 a line, each answered by one line of JSON on standard output: ``report``, ``mark``, ``power-cycle``, ``download``,
-``boot``, ``lines DTR RTS``, ``unplug``, ``plug``, ``fault KIND,...``, ``host-pid PID``, ``quit``.
+``release``, ``boot``, ``lines DTR RTS``, ``unplug``, ``plug``, ``fault KIND,...``, ``host-pid PID``, ``quit``.
 """
 
 from __future__ import annotations
@@ -131,6 +131,8 @@ def _command(chip: Chip, words: list[str]) -> dict[str, Any]:
         chip.power_cycle()
     elif name == "download":
         chip.power_cycle(download=True)
+    elif name == "release":
+        chip.release_button()
     elif name == "boot":
         chip.boot()
     elif name == "lines":

@@ -247,6 +247,11 @@ class Chip:
 
     # ---- what a test does to it --------------------------------------------------------------------------------------
 
+    def release_button(self) -> None:
+        """The boot button is let go; the next system reset looks at it again."""
+        with self._lock:
+            self.options.button = False
+
     def power_cycle(self, *, download: bool | None = None) -> None:
         """Off and on again. ``download``: whether the boot button is held; None: as the options say."""
         with self._lock:
