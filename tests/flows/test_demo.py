@@ -30,13 +30,13 @@ def left_running(directory: Path) -> list[str]:
 
 
 @pytest.mark.timeout(180)
-def test_all_three_scenarios_end_as_they_should(tmp_path: Path) -> None:
+def test_all_four_scenarios_end_as_they_should(tmp_path: Path) -> None:
     directory = tmp_path / "demo"
     done = subprocess.run([*COMMAND, "--json", "--keep", str(directory)], capture_output=True, text=True, check=False)
     result = json.loads(done.stdout)
     assert (done.returncode, result["ok"], result["error"]) == (0, True, None), done.stdout + done.stderr
     assert done.stderr == ""
-    update, rollback, resume = result["scenarios"]
+    update, rollback, resume, chips = result["scenarios"]
     assert (update["state"], update["running_version"], update["slot"]) == ("success", "2.0.0", "ota_1")
     assert (rollback["state"], rollback["running_version"], rollback["slot"]) == ("rejected", "2.0.0", "ota_1")
     assert (resume["state"], resume["running_version"], resume["slot"]) == ("success", "3.0.0", "ota_0")
@@ -50,6 +50,8 @@ def test_all_three_scenarios_end_as_they_should(tmp_path: Path) -> None:
     assert rollback["reports"][-1] == {"status": "rejected", "info": "Firmware rolled back"}
     assert 0 < resume["resumed_at"] < resume["bytes"] == 1 << 20
     assert [report["status"] for report in resume["reports"]].count("failed") == 1
+    assert (chips["state"], chips["running_version"], chips["slot"]) == ("success", "2.0.0", "ota_1")
+    assert chips["bytes"] == 2 << 20
     assert left_running(directory) == []
 
 

@@ -78,7 +78,9 @@ class _Chip:
         assert self._process.stdout is not None
         self.port = self._process.stdout.readline().strip()
         if not self.port:
-            raise DeviceError(f"the simulated chip {name} did not start: see {flash.with_suffix('.log')}", stage="target")
+            raise DeviceError(
+                f"the simulated chip {name} did not start: see {flash.with_suffix('.log')}", stage="target"
+            )
         self.ask("release")  # the button was held at power-on: a pseudo terminal has no lines to reset the chip with
 
     def _end(self) -> None:
