@@ -35,8 +35,8 @@ def command(full_speed: bool, keep: Path | None, as_json: bool) -> int:
 
     A Mosquitto with mutual TLS, the job service and a virtual ESP32-C3 as a process of its own are started on loopback.
     Then the node is updated from 1.0.0 to 2.0.0; gets firmware that fails its diagnostics, and rolls back; and has a
-    download cut in the middle, which it resumes. From a source tree two simulated chips at serial ports are updated side
-    by side as well. The exit code is 0 if all ended as they should. Nothing is left running.
+    download cut in the middle, which it resumes. From a source tree two simulated chips at serial ports are updated
+    side by side as well. The exit code is 0 if all ended as they should. Nothing is left running.
     """
     from rmaker_ota.demo import chips
     from rmaker_ota.demo.show import Lines, Silent, Terminal

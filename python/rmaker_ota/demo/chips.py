@@ -65,8 +65,10 @@ class _Chip:
         create_flash_image(flash, firmware(FIRST_VERSION), chip=CHIP, flash_size=FLASH_SIZE)
         log = stack.enter_context((directory / f"{name}.log").open("w"))
         self._process = subprocess.Popen(
-            [*bound_to_this_process(), sys.executable, "-m", "tests.sim.esp_chip"]
-            + ["--chip", CHIP, "--flash", str(flash), "--pty"],
+            [
+                *(*bound_to_this_process(), sys.executable, "-m", "tests.sim.esp_chip"),
+                *("--chip", CHIP, "--flash", str(flash), "--pty"),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
