@@ -632,6 +632,14 @@ cdef extern from "target/esp_target.h" nogil:
     ota_status ota_esp_target_state(ota_esp_target *target, int slot, uint32_t *state, ota_error *error)
     ota_status ota_esp_target_sink_new(ota_esp_target *target, int slot, bint activate, bint rewrite_same,
                                        ota_sink **out, ota_error *error)
+    ctypedef struct ota_esp_hooks:
+        uint64_t offset
+        uint64_t size
+        ota_status (*begin)(void *user, ota_error *error) noexcept nogil
+        ota_status (*commit)(void *user, const uint8_t *image, size_t len, ota_error *error) noexcept nogil
+        void (*end)(void *user) noexcept nogil
+        void *user
+    ota_status ota_esp_target_get_hooks(ota_esp_target *target, int slot, ota_esp_hooks *hooks, ota_error *error)
     ota_status ota_esp_target_set_boot(ota_esp_target *target, int slot, ota_error *error)
     ota_status ota_esp_target_mark_valid(ota_esp_target *target, ota_error *error)
     ota_status ota_esp_target_retry(ota_esp_target *target, ota_error *error)
@@ -639,6 +647,72 @@ cdef extern from "target/esp_target.h" nogil:
     ota_status ota_esp_target_can_rollback(ota_esp_target *target, int *to, ota_error *error)
     ota_status ota_esp_target_choose(ota_esp_target *target, ota_esp_boot_decision *decision, ota_error *error)
     ota_status ota_esp_target_boot(ota_esp_target *target, ota_esp_boot_decision *decision, ota_error *error)
+
+cdef extern from "sink/image_store.h" nogil:
+    ctypedef struct ota_image_store_counts:
+        uint64_t appended
+        uint64_t compressed
+        uint64_t stream_bytes
+        uint64_t digested
+        uint64_t streams
+        uint64_t shared
+        bint cached
+
+cdef extern from "sink/sink_serial.h" nogil:
+    ctypedef int ota_serial_phase
+    enum:
+        OTA_SERIAL_PHASES
+        OTA_SINK_SERIAL_MAX
+    const char *ota_serial_phase_name(ota_serial_phase phase)
+    ctypedef struct ota_sink_serial_device:
+        const char *name
+        ota_flasher *flasher
+        ota_serial *serial
+        ota_flash *flash
+        uint64_t offset
+        uint64_t size
+        ota_status (*begin)(void *user, ota_error *error) noexcept nogil
+        ota_status (*commit)(void *user, const uint8_t *image, size_t len, ota_error *error) noexcept nogil
+        void (*end)(void *user) noexcept nogil
+        void *user
+    ctypedef struct ota_sink_serial_options:
+        const ota_sink_serial_device *devices
+        size_t device_count
+        bint skip_identical
+        bint skip_blank
+        bint sector_diff
+        bint pre_erase
+        int level
+        size_t jobs
+        uint32_t reconnects
+        uint32_t reopen_ms
+        const char *cache_dir
+        const uint8_t *sha256
+        const uint8_t *md5
+    ctypedef struct ota_sink_serial_result:
+        ota_error error
+        ota_serial_phase phase
+        bint identical
+        bint verified
+        bint committed
+        uint64_t done
+        uint64_t size
+        uint64_t wire_out
+        uint64_t wire_in
+        uint64_t commands
+        uint64_t retries
+        uint64_t programmed
+        uint64_t skipped
+        uint64_t blank
+        uint64_t erased
+        uint64_t probes
+        uint64_t reconnects
+        uint64_t resumed_at
+        uint64_t phase_ms[1]  # OTA_SERIAL_PHASES
+    ota_status ota_sink_serial_new(const ota_sink_serial_options *options, ota_sink **out, ota_error *error)
+    void ota_sink_serial_announce(ota_sink *sink, const uint8_t *sha256, const uint8_t *md5)
+    bint ota_sink_serial_get_result(ota_sink *sink, size_t device, ota_sink_serial_result *result)
+    void ota_sink_serial_get_store_counts(ota_sink *sink, ota_image_store_counts *counts)
 
 # ---- source ----------------------------------------------------------------------------------------------------------
 

@@ -448,6 +448,8 @@ class Installer:
         self._refuse_unsafe_resume(any_image=not rules)
         source = make_source(self._source_like, self._http, options.resume)
         sink = self._target.open_sink(slot, activate=options.activate)
+        if isinstance(sink, ota_core.SerialSink):
+            sink.announce(sha256=digest("sha256", options.sha256, 32), md5=digest("md5", options.md5, 16))
         checkpoints = self._on_checkpoint is not None
         resume = options.resume
         if resume is not None and resume.offset % sink.resume_size != 0:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import IO, Literal, NamedTuple, Self
+from typing import IO, Any, Literal, NamedTuple, Self
 
 from typing_extensions import Buffer
 
@@ -316,6 +316,27 @@ class EspTarget:
     def boot(self) -> BootDecision: ...
 
 class FlashSink(Sink): ...
+
+class SerialSink(Sink):
+    def __init__(
+        self,
+        places: Iterable[tuple[EspTarget, str]],
+        *,
+        activate: bool = True,
+        skip_identical: bool = True,
+        skip_blank: bool = True,
+        sector_diff: bool = True,
+        pre_erase: bool = True,
+        level: int = 0,
+        jobs: int = 0,
+        reconnects: int = 0,
+        reopen_ms: int = 0,
+        cache_dir: str | os.PathLike[str] | None = None,
+    ) -> None: ...
+    def announce(self, *, sha256: bytes | None = None, md5: bytes | None = None) -> None: ...
+    def results(self) -> tuple[dict[str, Any], ...]: ...
+    @property
+    def store_counts(self) -> dict[str, int]: ...
 
 # ---- source.pxi ------------------------------------------------------------------------------------------------------
 

@@ -488,3 +488,187 @@ cdef class FlashSink(Sink):
             self.target.sinks -= 1
             if self.target.closed and self.target.sinks == 0:
                 self.target.release()
+
+
+@cython.no_gc_clear  # __dealloc__ needs the targets, whose flash the C sink borrows
+@cython.final
+cdef class SerialSink(Sink):
+    """One image for slots of one or many chips behind serial lines, written side by side (``sink/sink_serial.h``).
+
+    A chip that fails concerns no other: the sink fails when all of them did. `results` says what became of each.
+
+    Args:
+        places: `EspTarget` over a `Flasher`, and the name of its slot, for each chip.
+        activate: a chip that holds the image for certain makes it the next one to boot.
+        skip_identical: leave a slot alone that holds the image already.
+        skip_blank: erase runs of FF instead of sending them.
+        sector_diff: find by MD5 what differs, and write that alone.
+        pre_erase: erase while the image still arrives.
+        level: of deflate, 1 to 9; 0: usual; -1: send plain bytes.
+        jobs: chips that are written at the same time; 0: all.
+        reconnects: how often a chip's lost link is taken up again; 0: usual.
+        reopen_ms: how long to wait for a port that is gone; 0: usual.
+        cache_dir: folder that keeps compressed streams by image; None: nowhere.
+
+    Raises:
+        ArgumentError: a target that is no chip behind a line, or too many.
+        SlotRunningError, PendingVerifyError: a slot may not be written.
+    """
+
+    cdef list targets
+    cdef tuple names
+
+    def __init__(
+        self,
+        places,
+        *,
+        activate=True,
+        skip_identical=True,
+        skip_blank=True,
+        sector_diff=True,
+        pre_erase=True,
+        level=0,
+        jobs=0,
+        reconnects=0,
+        reopen_ms=0,
+        cache_dir=None,
+    ):
+        cdef ota_sink_serial_options options
+        cdef ota_sink_serial_device *devices
+        cdef ota_esp_hooks hooks
+        cdef ota_error error
+        cdef ota_status status
+        cdef EspTarget target
+        cdef int number
+        cdef size_t i = 0
+        if self.targets is not None:
+            raise _errors.StateError("the sink is made already")
+        memset(&options, 0, sizeof(options))
+        clear_error(&error)
+        places = tuple(places)
+        self.targets = []
+        self.names = tuple([target.flasher.name if target.flasher is not None else None for target, _ in places])
+        if None in self.names:
+            raise _errors.ArgumentError("a target is no chip behind a serial line", stage="target")
+        encoded_names = [os.fsencode(name) for name in self.names]
+        encoded_cache = None if cache_dir is None else os.fsencode(cache_dir)
+        devices = <ota_sink_serial_device *>_calloc(len(places) or 1, sizeof(ota_sink_serial_device))
+        if devices == NULL:
+            raise MemoryError
+        try:
+            for target, slot in places:
+                number = _slot_number(slot)
+                with target.lock:
+                    target.need_open()
+                    with nogil:
+                        status = ota_esp_target_get_hooks(target.ptr, number, &hooks, &error)
+                    check(status, &error)
+                    devices[i].name = encoded_names[i]
+                    devices[i].flasher = target.flasher.ptr
+                    devices[i].serial = target.flasher.serial
+                    devices[i].flash = target.flash
+                    devices[i].offset = hooks.offset
+                    devices[i].size = hooks.size
+                    devices[i].begin = hooks.begin
+                    devices[i].commit = hooks.commit if activate else NULL
+                    devices[i].end = hooks.end
+                    devices[i].user = hooks.user
+                    target.sinks += 1
+                self.targets.append(target)
+                i += 1
+            options.devices = devices
+            options.device_count = len(places)
+            options.skip_identical = skip_identical
+            options.skip_blank = skip_blank
+            options.sector_diff = sector_diff
+            options.pre_erase = pre_erase
+            options.level = level
+            options.jobs = jobs
+            options.reconnects = reconnects
+            options.reopen_ms = reopen_ms
+            if encoded_cache is not None:
+                options.cache_dir = encoded_cache
+            check(ota_sink_serial_new(&options, &self.ptr, &error), &error)
+        finally:
+            _free(devices)
+
+    cdef void count_use(self, int change) noexcept:
+        for target in self.targets:
+            (<EspTarget>target).active += change
+
+    def __dealloc__(self):
+        cdef EspTarget target
+        ota_sink_free(&self.ptr)
+        for each in self.targets or ():
+            target = each
+            target.sinks -= 1
+            if target.closed and target.sinks == 0:
+                target.release()
+
+    def announce(self, *, sha256=None, md5=None):
+        """Before the installation: digests of the image as announced, 32 and 16 bytes; None: not known. Wrong ones do no harm."""
+        cdef const uint8_t *first = NULL
+        cdef const uint8_t *second = NULL
+        if sha256 is not None:
+            first = digest_bytes("sha256", sha256, 32)
+        if md5 is not None:
+            second = digest_bytes("md5", md5, 16)
+        ota_sink_serial_announce(self.ptr, first, second)
+
+    def results(self):
+        """What became of each chip, in the order given; from any thread, also while they are written.
+
+        Returns:
+            tuple[dict[str, object], ...]: ``port``; ``error`` (an OtaError, or None); ``phase``; ``identical``, ``verified``,
+            ``committed``; in bytes ``done``, ``size`` (None: not known), ``wire_out``, ``wire_in``, ``programmed``,
+            ``skipped``, ``blank``, ``erased``, ``resumed_at``; ``commands``, ``retries``, ``probes``, ``reconnects``;
+            ``phase_ms``, a dict by phase.
+        """
+        cdef ota_sink_serial_result row
+        out = []
+        for i, name in enumerate(self.names):
+            ota_sink_serial_get_result(self.ptr, i, &row)
+            out.append(
+                {
+                    "port": name,
+                    "error": make_error(&row.error) if row.error.status < 0 else None,
+                    "phase": ota_serial_phase_name(row.phase).decode("ascii"),
+                    "identical": bool(row.identical),
+                    "verified": bool(row.verified),
+                    "committed": bool(row.committed),
+                    "done": row.done,
+                    "size": None if row.size == UINT64_MAX else row.size,
+                    "wire_out": row.wire_out,
+                    "wire_in": row.wire_in,
+                    "commands": row.commands,
+                    "retries": row.retries,
+                    "programmed": row.programmed,
+                    "skipped": row.skipped,
+                    "blank": row.blank,
+                    "erased": row.erased,
+                    "probes": row.probes,
+                    "reconnects": row.reconnects,
+                    "resumed_at": row.resumed_at,
+                    "phase_ms": {
+                        ota_serial_phase_name(<ota_serial_phase>k).decode("ascii"): row.phase_ms[k]
+                        for k in range(<int>OTA_SERIAL_PHASES)
+                        if row.phase_ms[k] != 0
+                    },
+                }
+            )
+        return tuple(out)
+
+    @property
+    def store_counts(self):
+        """What was done once for all chips: appended, compressed, stream_bytes, digested, streams, shared, cached."""
+        cdef ota_image_store_counts c
+        ota_sink_serial_get_store_counts(self.ptr, &c)
+        return {
+            "appended": c.appended,
+            "compressed": c.compressed,
+            "stream_bytes": c.stream_bytes,
+            "digested": c.digested,
+            "streams": c.streams,
+            "shared": c.shared,
+            "cached": bool(c.cached),
+        }

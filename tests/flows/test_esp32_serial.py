@@ -35,7 +35,8 @@ from rmaker_ota.targets import open_target
 from rmaker_ota.targets.base import BootState
 from rmaker_ota.targets.create import create_flash_image
 from rmaker_ota.targets.esp32_serial import Esp32SerialTarget
-from tests.sim.esp_chip import App, BootedApp, Chip, Flash, LinkModel, Options, PtyLink, TcpLink, usual_app
+from tests.sim.esp_chip import App, BootedApp, Chip, Fault, Flash, LinkModel, Options, PtyLink, TcpLink, usual_app
+from tests.sim.esp_chip.opcodes import FLASH_DEFL_DATA
 
 SIZE = 1 << 20
 APP_SIZE = 150_000
@@ -70,6 +71,7 @@ class Bench:
         tcp: bool = False,
         factory: bool = False,
         blank: bool = False,
+        pty_link: Path | None = None,
         **options: Any,
     ) -> Chip:
         number = len(list(self.folder.glob("*.bin")))
@@ -79,15 +81,15 @@ class Bench:
             create_flash_image(path, image(version, chip_id=chip_id), chip=persona, flash_size=SIZE, factory=factory)
         flash = Flash(path, SIZE if blank else None)
         self.stack.callback(flash.close)
-        link = TcpLink(0) if tcp else PtyLink()
+        link = TcpLink(0) if tcp else PtyLink(pty_link)
         options.setdefault("button", False)
         made = Chip(persona, flash, link, link_model=LinkModel(), options=Options(**options), app=app)
         return self.stack.enter_context(made)
 
-    def target(self, board: Chip, **options: Any) -> Esp32SerialTarget:
+    def target(self, board: Chip, *, port: str | None = None, **options: Any) -> Esp32SerialTarget:
         options.setdefault("cache", "none")
         options.setdefault("on_lines", board.set_lines)
-        return self.stack.enter_context(Esp32SerialTarget(board.port, **options))
+        return self.stack.enter_context(Esp32SerialTarget(port or board.port, **options))
 
 
 @pytest.fixture
@@ -450,19 +452,48 @@ def test_a_port_that_is_not_there_is_told() -> None:
 # ---- Faults ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("after", [1, 40])
-def test_power_lost_while_writing_leaves_the_old_image(bench: Bench, after: int) -> None:
+@pytest.mark.parametrize("nth", [1, 3, 8])
+def test_a_chip_that_is_unplugged_for_good_while_it_is_written_boots_the_old_image(bench: Bench, nth: int) -> None:
     chip = bench.chip()
-    target = bench.target(chip, connect_attempts=1)
+    target = bench.target(chip, reconnects=1, reopen_s=0)
     target.running_slot()
-    chip.flash.faults.power_cut_after = after
+    chip.faults.add(Fault("unplug", opcode=FLASH_DEFL_DATA, nth=nth))
     with pytest.raises(OtaError):
         install(target, image("2.0.0"))
-    chip.flash.faults.power_cut_after = None
     chip.power_cycle(download=False)
     assert chip.wait_mode("app")
     assert chip.running is not None
     assert chip.running.version == "1.0.0"
+
+
+@pytest.mark.parametrize("nth", [1, 3, 8])
+def test_a_chip_that_is_plugged_in_again_under_another_name_is_written_on(bench: Bench, nth: int) -> None:
+    chip = bench.chip(pty_link=bench.folder / "by-id")
+    target = bench.target(chip, port=str(bench.folder / "by-id"))
+    target.running_slot()
+    before = chip.port
+    chip.faults.add(Fault("unplug-and-return", opcode=FLASH_DEFL_DATA, nth=nth))
+    new = image("2.0.0")
+    install(target, new)
+    assert chip.port != before
+    slot = target.slot("ota_1")
+    assert chip.flash[slot.offset : slot.offset + len(new)] == new
+    report = target.restart()
+    assert report.slot == slot
+    assert chip.wait_mode("app")
+    assert chip.running is not None
+    assert chip.running.version == "2.0.0"
+
+
+def test_an_image_that_is_there_already_is_not_sent_again(bench: Bench) -> None:
+    chip = bench.chip()
+    target = bench.target(chip)
+    new = image("2.0.0")
+    first = install(target, new, activate=False)
+    again = install(target, new)
+    assert first.bytes_written >= len(new)
+    assert again.bytes_written == 0
+    assert target.restart().slot == target.slot("ota_1")
 
 
 def test_a_rolled_back_install_fails_the_command(bench: Bench) -> None:

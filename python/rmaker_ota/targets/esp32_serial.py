@@ -40,8 +40,8 @@ log = logging.getLogger(__name__)
 DEFAULT_BAUD = 921_600
 """Bits per second. What a bridge does not do is found out and stepped down from."""
 
-REOPEN_MS = 5000
-"""How long a port that vanished may take to come back: 0.1 to 1 s for a chip's own USB, more behind hubs."""
+REOPEN_S = 5.0
+"""How long a port that vanished with a reset may take to come back: 0.1 to 1 s for a chip's USB, more behind hubs."""
 
 _CONSOLE_STEP_MS = 100
 
@@ -85,6 +85,11 @@ _OPTIONS: dict[str, Callable[[str], Any]] = {
     "expect": str,
     "console_baud": _number,
     "cache": str,
+    "skip": _flag,
+    "diff": _flag,
+    "pre_erase": _flag,
+    "reconnects": _number,
+    "reopen_s": float,
 }
 """Options of a URI and how their text is read."""
 
@@ -117,6 +122,7 @@ class ChipPort:
         baud, chip, before, after, link, connect_attempts, flash_size, allow_encrypted: of `ota_core.Flasher`.
         stub: folder of stubs, ``none`` or ``auto`` (`rmaker_ota.flasher.stubs.find_stubs`).
         cache: folder for facts about devices, ``none``; None: the user's.
+        reopen_s: seconds a port that vanished may take to come back.
         sysfs_root, dev_root, fault, on_lines, on_trace: of `ota_core.Flasher`.
 
     Raises:
@@ -138,6 +144,7 @@ class ChipPort:
         flash_size: int = 0,
         allow_encrypted: bool = False,
         cache: str | None = None,
+        reopen_s: float = REOPEN_S,
         sysfs_root: str = "/sys",
         dev_root: str = "/dev",
         fault: ota_core.Fault | None = None,
@@ -148,6 +155,9 @@ class ChipPort:
 
         if baud is not None and not 1200 <= baud <= 12_000_000:
             raise ArgumentError(f"baud is {baud}, expected 1200 to 12000000", stage="target")
+        if not 0 <= reopen_s <= 3600:
+            raise ArgumentError(f"reopen_s is {reopen_s}, expected 0 to 3600 seconds", stage="target")
+        self.reopen_s = reopen_s
         self.stubs: StubSet = find_stubs(stub)
         path, self.port = resolve_port(port, sysfs_root=sysfs_root, dev_root=dev_root)
         folder = None if cache == "none" else Path(cache) if cache else cache_folder()
@@ -180,7 +190,7 @@ class ChipPort:
         if flasher.state == "stopped":
             flasher.rearm()
         if flasher.state == "gone":
-            flasher.reopen(REOPEN_MS)
+            flasher.reopen(round(self.reopen_s * 1000))
         if flasher.state != "ready":
             flasher.connect()
         info = flasher.info
@@ -194,7 +204,7 @@ class ChipPort:
         flasher = self.flasher
         end = time.monotonic() + seconds
         if flasher.state == "gone":
-            flasher.reopen(REOPEN_MS)
+            flasher.reopen(round(self.reopen_s * 1000))
         if console_baud is not None:
             flasher.set_baud(console_baud)
         while (left := end - time.monotonic()) > 0:
@@ -239,6 +249,10 @@ class Esp32SerialTarget(Esp32Target):
         watch_s: seconds `restart` listens to the console of an image on trial, and rolls back what is not well; 0: not.
         expect: a line that matches this regular expression says that it is well; None: time without a crash does.
         console_baud: rate of the application's console; None: 115200.
+        skip, diff, pre_erase: leave an image alone that is there; find by MD5 what differs and write that alone; erase
+            while the image arrives (usual: yes).
+        reconnects: how often a lost link is taken up again while an image is written; 0: usual.
+        reopen_s: seconds a port that vanished may take to come back; None: 5, while an image is written 30.
         sysfs_root, dev_root, fault, on_lines, on_trace: of `ota_core.Flasher`.
 
     Raises:
@@ -259,6 +273,11 @@ class Esp32SerialTarget(Esp32Target):
         watch_s: float | None = None,
         expect: str | None = None,
         console_baud: int | None = None,
+        skip: bool | None = None,
+        diff: bool | None = None,
+        pre_erase: bool | None = None,
+        reconnects: int | None = None,
+        reopen_s: float | None = None,
         baud: int | None = None,
         chip: str | None = None,
         before: str | None = None,
@@ -286,6 +305,13 @@ class Esp32SerialTarget(Esp32Target):
         self._watch_s: float = options.pop("watch_s", 0.0)
         self._expect: str | None = options.pop("expect", None)
         self._console_baud: int | None = options.pop("console_baud", None)
+        self._skip: bool = options.pop("skip", True)
+        self._diff: bool = options.pop("diff", True)
+        self._pre_erase: bool = options.pop("pre_erase", True)
+        self._reconnects: int = options.pop("reconnects", 0)
+        self._reopen_ms = round(options.get("reopen_s", 0) * 1000)
+        if not 0 <= self._reconnects <= 1000:
+            raise ArgumentError(f"reconnects is {self._reconnects}, expected 0 to 1000", stage="target")
         if not 0 <= self._watch_s <= 3600:
             raise ArgumentError(f"watch_s is {self._watch_s}, expected 0 to 3600 seconds", stage="target")
         ConsoleWatch(self._expect)  # says now what is wrong with it
@@ -555,7 +581,15 @@ class Esp32SerialTarget(Esp32Target):
     def open_sink(self, slot: Slot, *, activate: bool = True) -> ota_core.Sink:
         with self._lock:
             name = self._name(slot)
-            sink = self.esp.sink(name, activate=activate)
+            sink = ota_core.SerialSink(
+                [(self.esp, name)],
+                activate=activate,
+                skip_identical=self._skip,
+                sector_diff=self._diff,
+                pre_erase=self._pre_erase,
+                reconnects=self._reconnects,
+                reopen_ms=self._reopen_ms,
+            )
             self._fresh = name if activate else None
             self._known = self._remember(self.esp.running, self._entries())
             return sink

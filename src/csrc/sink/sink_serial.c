@@ -796,6 +796,9 @@ static void *run_device(void *user) {
     self->phase_began = now_ms(self);
     take_place(self);
     ota_status status = install(self, &error);
+    if (self->how.flash != NULL) {
+        ota_flash_serial_forget(self->how.flash); /* what was written went past it */
+    }
     give_place(self);
     if (status < 0) {
         end_device(self, &error, false);
