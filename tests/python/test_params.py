@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import json
 from collections.abc import Callable
 from typing import Any
@@ -133,6 +134,31 @@ def test_a_refused_value_changes_nothing(name: str, value: object, message: str)
     assert message in str(caught.value)
     assert param.value == before
     assert not param.changed
+
+
+class Step(enum.IntEnum):
+    LOW = 3
+    HIGH = 200
+
+
+def test_a_member_of_an_enum_is_the_number_it_stands_for() -> None:
+    brightness = lamp()["Brightness"]
+    brightness.update(Step.LOW)
+    with pytest.raises(ArgumentError, match="expected 0 to 100"):
+        brightness.update(Step.HIGH)
+    speed = Param("Speed", None, Step.HIGH)
+    assert (json.dumps(brightness.value), json.dumps(speed.value), speed.data_type) == ("3", "200", "int")
+    level = lamp()["Level"]
+    with pytest.raises(ArgumentError, match="expected 0 to 1"):
+        level.update(Step.LOW)
+
+
+@pytest.mark.parametrize("value", [2**63, -(2**63) - 1, 10**5000], ids=["above", "below", "far above"])
+def test_numbers_have_64_bits(value: int) -> None:
+    count = Param("Count", None, 2**63 - 1)
+    count.update(-(2**63))
+    with pytest.raises(ArgumentError, match="expected 64 bits"):
+        count.update(value)
 
 
 def test_an_integer_is_a_float_where_one_is_meant() -> None:

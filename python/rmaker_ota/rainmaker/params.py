@@ -33,7 +33,6 @@ OTA_SERVICE = "OTA"
 GROUPS_SERVICE = "Groups"
 CONNECTIVITY_SERVICE = "Connectivity"
 
-_INT64 = range(-(2**63), 2**63)
 _DATA_TYPES: dict[str, type] = {"bool": bool, "int": int, "float": float, "string": str, "object": dict, "array": list}
 _PROPERTIES = ("read", "write", "time_series", "simple_ts")  # in the order of the node configuration
 
@@ -114,12 +113,12 @@ class Param:
         Raises:
             ArgumentError: not of its data type, outside its bounds, none of its strings, or too large.
         """
-        if self.data_type == "float" and isinstance(value, int) and not isinstance(value, bool) and value in _INT64:
+        if self.data_type == "float" and isinstance(value, int) and not isinstance(value, bool) and _is_int64(value):
             value = float(value)
         wanted = _DATA_TYPES[self.data_type]
         if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
             self._refuse(f"{_shown(value)}, expected {self.data_type}")
-        if isinstance(value, int) and value not in _INT64:
+        if isinstance(value, int) and not _is_int64(value):
             self._refuse(f"{_shown(value)}, expected 64 bits")
         if isinstance(value, float) and not math.isfinite(value):
             self._refuse(f"{value}, expected a finite number")
@@ -471,7 +470,7 @@ def _name(name: str, what: str) -> str:
 
 def _data_type_of(name: str, value: object) -> str:
     for data_type, wanted in _DATA_TYPES.items():
-        if type(value) is wanted:
+        if isinstance(value, wanted):  # `bool` comes before `int`
             return data_type
     raise ArgumentError(f"parameter {name}: {_shown(value)}, expected one of {', '.join(_DATA_TYPES)}")
 
@@ -487,11 +486,16 @@ def _properties(name: str, properties: Iterable[str]) -> tuple[str, ...]:
     return tuple(each for each in _PROPERTIES if each in given)
 
 
+def _is_int64(value: int) -> bool:
+    """Not ``in range(...)``, which counts from its start for a subclass of int, such as an enum."""
+    return -(2**63) <= value < 2**63
+
+
 def _shown(value: object) -> str:
     """A value somebody else chose, for a message."""
     if isinstance(value, (dict, list)):
         return "an object" if isinstance(value, dict) else "an array"
-    if isinstance(value, int) and not isinstance(value, bool) and value not in _INT64:
+    if isinstance(value, int) and not isinstance(value, bool) and not _is_int64(value):
         return "a large number"  # `str` refuses 4300 digits
     text = ascii(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
