@@ -35,7 +35,7 @@ import re
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -245,6 +245,8 @@ _SAME: dict[str, str] = {
     "mqtt_use_basic_ingest": "basic_ingest",
 }
 
+_TRANSPORT = ("transport", "ota_transport")  # names of [ota] for one thing
+
 
 def load_config(path: str | os.PathLike[str]) -> NodeConfig:
     """Reads a configuration file and the credentials it names.
@@ -266,6 +268,16 @@ def load_config(path: str | os.PathLike[str]) -> NodeConfig:
     return parse_config(tables, source=str(path), directory=path.resolve().parent)
 
 
+def _other_names(section: str, entry: Mapping[str, Any]) -> Iterator[str]:
+    """Keys of a section of the node for what a sub-device says under the other name of the same thing."""
+    ota, mqtt = (one if isinstance(one := entry.get(name, {}), Mapping) else {} for name in ("ota", "mqtt"))
+    if section == "ota":
+        yield from (theirs for theirs, ours in _SAME.items() if ours in mqtt)
+        yield from (theirs for theirs, ours in (_TRANSPORT, _TRANSPORT[::-1]) if ours in ota)
+    else:
+        yield from (theirs for ours, theirs in _SAME.items() if ours in ota)
+
+
 def _sub_devices(reader: _Reader, tables: Mapping[str, Any], node: NodeConfig) -> tuple[NodeConfig, ...]:
     """The sub-devices of a node: whatever they have in common with it is merged before the checks."""
     entries = tables.get(SUB_DEVICE, [])
@@ -283,7 +295,8 @@ def _sub_devices(reader: _Reader, tables: Mapping[str, Any], node: NodeConfig) -
         for section in ("mqtt", "ota"):
             own, common = entry.get(section, {}), tables.get(section, {})
             if isinstance(own, Mapping):  # otherwise it is refused below
-                merged[section] = {key: value for key, value in common.items() if key not in _CREDENTIALS} | dict(own)
+                said = _CREDENTIALS + tuple(_other_names(section, entry))
+                merged[section] = {key: value for key, value in common.items() if key not in said} | dict(own)
         source = f"{reader.source}: {where}"
         one = parse_config(merged, source=source, directory=reader.directory)
         if "path" not in entry.get("state", {}):
@@ -405,7 +418,7 @@ class _Reader:
             self.fail(where, value, wanted if low == -math.inf else f"{wanted} from {low:g} to {high:g}")
         if Path in kinds:
             if isinstance(value, str) and value and "\0" not in value:
-                return self.directory / Path(value).expanduser()
+                return self.path(where, value)
             self.fail(where, value, "a path")
         if str in kinds:
             if isinstance(value, str) and "\0" not in value:
@@ -414,6 +427,13 @@ class _Reader:
         if isinstance(value, list) and value and all(isinstance(word, str) and word for word in value):
             return tuple(value)
         self.fail(where, value, "a list of texts: the program and its arguments")
+
+    def path(self, where: str, text: str) -> Path:
+        """A path, relative ones from the file's directory."""
+        try:
+            return self.directory / Path(text).expanduser()
+        except RuntimeError:  # ~somebody
+            self.fail(where, text, "the name of a user with a home directory after the ~")
 
     def read_credential(self, where: str, path: Path) -> bytes:
         """A small file that must be there."""
@@ -462,7 +482,7 @@ def _resolve_target(reader: _Reader, target: dict[str, Any]) -> dict[str, Any]:
     """A target that is a file has a path, which is relative to the configuration as others are."""
     scheme, colon, path = target.get("uri", "").partition(":")
     if scheme in _FILE_TARGETS and path:
-        target["uri"] = scheme + colon + str(reader.directory / Path(path).expanduser())
+        target["uri"] = scheme + colon + str(reader.path("[target] uri", path))
     return target
 
 

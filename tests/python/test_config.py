@@ -364,6 +364,43 @@ def test_a_sub_device_takes_what_it_does_not_say_from_the_node(directory: Path) 
 
 
 @pytest.mark.parametrize(
+    ("common", "own"),
+    [
+        ('[ota]\ntransport = "https"', 'ota = {ota_transport = "mqtt"}'),
+        ('[ota]\nota_transport = "https"', 'ota = {transport = "mqtt"}'),
+        ("[ota]\nmqtt_keepalive_s = 60", "keepalive_s = 90"),
+        ("keepalive_s = 60", "ota = {mqtt_keepalive_s = 90}"),
+    ],
+)
+def test_what_a_sub_device_says_counts_under_either_name(directory: Path, common: str, own: str) -> None:
+    mqtt = own if own.startswith("keepalive") else "keepalive_s = 90" if "transport" in own else ""
+    text = f"""{MINIMAL}
+    {common if common.startswith("[") else ""}
+    [[sub_device]]
+    node = {{id = "lamp-1"}}
+    mqtt = {{cert = "node.crt", key = "node.key"{", " * bool(mqtt)}{mqtt}}}
+    {"" if own == mqtt else own}
+    target = {{uri = "esp32-image:lamp.bin"}}
+    """
+    if not common.startswith("["):
+        text = text.replace("[mqtt]", f"[mqtt]\n{common}", 1)
+    (lamp,) = load(directory, text).sub_devices
+    assert (lamp.mqtt.keepalive_s, lamp.ota.mqtt_keepalive_s) == (90, 90)
+    assert lamp.ota.ota_transport == ("mqtt" if "transport" in own else "https")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("[mqtt]", '[mqtt]\nca = "~nobody-of-that-name/ca.pem"'), ("image:", "image:~nobody-of-that-name/")],
+)
+def test_a_home_that_is_not_there_is_named(directory: Path, old: str, new: str) -> None:
+    text = MINIMAL.replace(old, new, 1)
+    assert text != MINIMAL
+    with pytest.raises(ConfigError, match=r'"(esp32-image:)?~nobody-of-that-name/.*expected the name of a user'):
+        load(directory, text)
+
+
+@pytest.mark.parametrize(
     ("old", "new", "message"),
     [
         ('id = "lamp-2"', 'id = "lamp-1"', r'number 2: \[node\] id = "lamp-1": lamp-1 has it already'),

@@ -263,7 +263,10 @@ class _Table:
     def path(self, key: str) -> Path | None:
         if not (text := self.string(key, "")):
             return None
-        return self._path.parent.absolute() / Path(text).expanduser()
+        try:
+            return self._path.parent.absolute() / Path(text).expanduser()
+        except RuntimeError:  # ~somebody
+            raise self.error(key, f"= {_shown(text)}: expected a user with a home directory after the ~") from None
 
     def finish(self) -> None:
         for key in self._left:
