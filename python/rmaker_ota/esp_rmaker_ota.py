@@ -198,7 +198,7 @@ def esp_rmaker_ota_fetch_with_delay(time: int) -> EspErr:
     """Asks in so many seconds.
 
     Returns:
-        OK; INVALID_ARG: a negative number, or none at all.
+        OK; INVALID_ARG: a negative number, one above 2**31 - 1, or none at all.
     """
     return _with_node("esp_rmaker_ota_fetch_with_delay", lambda node: node.fetch_with_delay(time))
 

@@ -66,6 +66,7 @@ BLOCK_COST = 256  # bytes a block costs beside its own, at least
 MAX_EVENTS_WAITING = 1024  # events times subscribers; more are dropped, as behind a callback that does not return
 CONFIG_RETRY_S = 60.0  # after a node configuration that could not be published
 COMMAND_RETRY_S = 60.0  # after a restart command that failed
+MAX_DELAY_S = 2**31 - 1  # of a fetch: the most a C int can ask for
 FLUSH_S = 2.0  # at the end, for messages not acknowledged yet
 
 
@@ -461,7 +462,7 @@ class Node:
 
     def fetch_with_delay(self, seconds: int) -> int:
         """The same in so many seconds; returns an ``esp_err_t``."""
-        if not isinstance(seconds, int):
+        if not isinstance(seconds, int) or seconds > MAX_DELAY_S:
             return EspErr.INVALID_ARG
         return self._call(lambda number: rules.CallFetchWithDelay(number, seconds))
 
