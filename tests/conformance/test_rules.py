@@ -345,3 +345,59 @@ def test_q36_holds_where_the_range_is_not_granted_too(make: MakePlatform) -> Non
         copy.deepcopy(trace[asked + 1]),
     ]
     assert "Q36" in judged(document, make).rules
+
+
+def first_request(behind: str, blocks: int = 32) -> Json:
+    """A file of ten blocks, of which the reference asks for ``blocks``; ``behind``: what it read behind the bitmap."""
+    document = recording("mqtt-success-one-request")
+    document["config"]["mqtt_blocks_per_request"] = blocks
+    bitmap = bytes.fromhex("ff03" + behind)
+    asked = next(one for one in document["trace"] if "b" in one.get("cbor", {}))
+    asked["cbor"] |= {"b": bitmap.hex(), "n": blocks}
+    head = bytes.fromhex("a5616601616c191000616f006162")
+    asked["payload_hex"] = (head + bytes([0x40 | len(bitmap)]) + bitmap + b"\x61n\x18" + bytes([blocks])).hex()
+    return document
+
+
+@pytest.mark.parametrize("behind", ["0000", "5a00"])
+def test_q33_the_reference_sends_what_lies_behind_its_bitmap(make: MakePlatform, behind: str) -> None:
+    assert judged(first_request(behind), make).rules == ["Q33"]
+
+
+def test_q33_a_bitmap_has_a_bit_for_each_block_that_is_asked_for(make: MakePlatform) -> None:
+    assert judged(first_request("00"), make).kind == "unmatched"
+    assert judged(first_request("000000"), make).kind == "unmatched"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        '{"o":"Throttled","m":"slow down"}',
+        '{"code":"ResourceNotFound","message":"no such (stream)"}',
+        '{"m":"slow down"}',
+        "no map",
+    ],
+)
+def test_q41_holds_for_whatever_is_said(make: MakePlatform, said: str) -> None:
+    document = recording("mqtt-rejected-in-second-batch")
+    document["inputs"]["stream_server"]["rules"][0]["do"]["reject"] = said
+    assert "Q41" in judged(document, make).rules
+
+
+@pytest.mark.parametrize("said", ["{}", '{"o":7}'])
+def test_q41_has_nothing_to_say_where_nothing_was_said(make: MakePlatform, said: str) -> None:
+    document = recording("mqtt-rejected-in-second-batch")
+    document["inputs"]["stream_server"]["rules"][0]["do"]["reject"] = said
+    outcome = judged(document, make)
+    assert outcome.kind != "unmatched"
+    assert "Q41" not in outcome.rules
+
+
+def test_a_download_over_mqtt_goes_on_at_the_next_look_at_the_connection(make: MakePlatform) -> None:
+    """The reference looks every 500 ms, so 2.6 s without a connection are as long as 3 s."""
+    document = recording("mqtt-disconnect-short")
+    assert judged(document, make).kind == "matched"
+    behaviour = document["inputs"]["stream_server"]["rules"][0]["do"]
+    for away, kind in ((2.6, "matched"), (2.4, "unmatched"), (3.1, "unmatched")):
+        behaviour["reconnect_in"] = away
+        assert judged(document, make).kind == kind

@@ -208,6 +208,9 @@ class _StreamWorld:
             raise PublishRefused("refused by the trace")
         return message or 0
 
+    def monotonic(self) -> float:
+        return self._world.t
+
     def begin(self) -> None:
         pass
 

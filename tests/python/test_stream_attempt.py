@@ -406,6 +406,37 @@ def test_a_connection_that_stays_away_fails_the_attempts_that_wait_for_it(world:
     assert failures[1:] == [f"OTA Attempt {n}/3 failed: MQTT not connected" for n in (2, 3)]
 
 
+def test_a_connection_that_comes_and_goes_is_looked_for_until_the_wait_is_over(world: World) -> None:
+    world.boot()
+    world.broker.script = half(world, 10)
+    world.job(file_md5=MD5)
+    world.store.wait_offset(4096)
+    world.node.settle()
+    world.broker.go_offline()
+    world.node.settle()
+    asked = len(world.broker.requests)
+    world.clock.advance(1.2)
+    world.broker.go_online()
+    world.node.settle()
+    world.broker.go_offline()
+    world.node.settle()
+    world.clock.advance(58.7)
+    world.node.settle()
+    assert len(world.broker.requests) == asked
+    assert world.reports[-1] == "Starting OTA Upgrade (MQTT attempt 2/3)"
+    world.clock.advance(0.2)
+    world.node.settle()
+    world.clock.advance(0.2)
+    world.broker.script = world.broker.blocks
+    world.broker.go_online()
+    world.node.settle()
+    assert len(world.broker.requests) == asked
+    world.clock.advance(0.5)
+    world.wait("Rebooting")
+    assert "OTA Attempt 2/3 failed: MQTT not connected" in world.reports
+    assert slot_bytes(world.path, "ota_1", len(NEW)) == NEW
+
+
 def test_a_restart_resumes_where_the_bytes_are_durable(world: World) -> None:
     world.boot()
     world.broker.script = half(world, 10)

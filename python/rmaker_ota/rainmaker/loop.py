@@ -191,6 +191,10 @@ class Loop:
         with self._changed:
             self._changed.notify_all()
 
+    def monotonic(self) -> float:
+        """Seconds of the clock that timers follow."""
+        return self._clock.monotonic()
+
     def start_timer(self, key: Hashable, seconds: float, item: object, *, repeat: bool = False) -> None:
         """Handles an item in so many seconds; a running timer of that key is replaced."""
         with self._changed:

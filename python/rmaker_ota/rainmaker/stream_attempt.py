@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CONNECTION_WAIT_S = 60.0  # specification, section 5.4
+CONNECTION_POLL_S = 0.5  # the reference looks so often, and goes on at these moments
 BACKLOG_BATCHES = 2  # between transfer and engine; one more would not be faster, one less waits for each other
 MIN_PIPE = 64 << 10  # bytes between that thread and the engine
 
@@ -56,6 +57,8 @@ MIN_PIPE = 64 << 10  # bytes between that thread and the engine
 class LoopLike(Protocol):
     """What is needed of `rmaker_ota.rainmaker.loop.Loop`. An attempt counts as work begun elsewhere while its end is
     under way, not while it waits for the network."""
+
+    def monotonic(self) -> float: ...
 
     def begin(self) -> None: ...
 
@@ -68,7 +71,7 @@ class LoopLike(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StreamInput:
-    """For `StreamAttempt.handle`, on the loop: ``event`` None: the wait for a connection is over."""
+    """For `StreamAttempt.handle`, on the loop: ``event`` None: it is time to look for the connection."""
 
     attempt: int
     event: streams.Input | None
@@ -125,6 +128,7 @@ class StreamAttempt:
         self._post = post
         self._transport = transport
         self._loop = loop
+        self._waits_since: float | None = None
         self._make = make
         self._lock = threading.Lock()
         self._over = False
@@ -154,14 +158,37 @@ class StreamAttempt:
     def start(self) -> None:
         """Begins, or waits for the connection (section 5.4, step 2)."""
         if self._transport.is_connected:
-            self.connected()
+            self._begin()
         else:
             log.info("waiting for the MQTT connection")
-            self._loop.start_timer("stream", CONNECTION_WAIT_S, StreamInput(self.number, None))
+            self._waits_since = self._loop.monotonic()
+            self._look_in(CONNECTION_WAIT_S)
 
     def connected(self) -> None:
-        if self._begun or self._over:
+        if self._begun or self._over or self._waits_since is None:
             return
+        rest = -self._waited_s() % CONNECTION_POLL_S
+        if min(rest, CONNECTION_POLL_S - rest) < 1e-6:
+            self._begin()
+        else:  # one timer for the moment that counts, none for those before
+            self._look_in(rest)
+
+    def _waited_s(self) -> float:
+        return 0.0 if self._waits_since is None else self._loop.monotonic() - self._waits_since
+
+    def _look_in(self, seconds: float) -> None:
+        self._loop.start_timer("stream", seconds, StreamInput(self.number, None))
+
+    def _look(self) -> None:
+        rest = CONNECTION_WAIT_S - self._waited_s()
+        if self._transport.is_connected:
+            self._begin()
+        elif rest > 1e-6:  # it was there, and is gone again
+            self._look_in(rest)
+        else:
+            self._fail_unstarted(SourceFailure(Stage.OFFLINE, "no MQTT connection"))
+
+    def _begin(self) -> None:
         self._begun = True
         self._loop.stop_timer("stream")
         resume = self._action.resume
@@ -182,7 +209,7 @@ class StreamAttempt:
         if item.event is not None:
             self._feed(item.event)
         elif not self._begun:
-            self._fail_unstarted(SourceFailure(Stage.OFFLINE, "no MQTT connection"))
+            self._look()
 
     def decide(self, refusal: str | None) -> None:
         """Answers the header gate: None accepts."""
