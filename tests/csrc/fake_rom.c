@@ -143,7 +143,7 @@ uint32_t fake_rom_reg(const fake_rom *fake, uint32_t address) {
     return 0;
 }
 
-static void restart(fake_rom *fake, fake_rom_mode mode);
+static void restart(fake_rom *fake, fake_rom_mode mode, const char *last_words);
 
 static void write_reg(fake_rom *fake, const uint8_t *entry) {
     const chip_facts *chip = facts_of(fake);
@@ -158,7 +158,7 @@ static void write_reg(fake_rom *fake, const uint8_t *entry) {
     }
     fake->watchdog_writes += value == 0x50D83AA1u;
     if (value == 0xD0000102u) {
-        restart(fake, FAKE_ROM_APP);
+        restart(fake, FAKE_ROM_APP, "");
     }
 }
 
@@ -276,7 +276,7 @@ static void close_write(fake_rom *fake) {
     fake->writing = false;
 }
 
-static void restart(fake_rom *fake, fake_rom_mode mode) {
+static void restart(fake_rom *fake, fake_rom_mode mode, const char *last_words) {
     char text[256];
     const chip_facts *chip = facts_of(fake);
     bool download = mode != FAKE_ROM_APP;
@@ -289,6 +289,9 @@ static void restart(fake_rom *fake, fake_rom_mode mode) {
     fake->reading = false;
     fake->late_status = 0;
     fake->busy_until_us = fake->frame_free_us = fake->now_us;
+    while (fake->out_len > fake->out_pos && fake->out[fake->out_len - 1].at_us > fake->now_us) {
+        fake->out_len--; /* not sent yet: never will be */
+    }
     if (fake->faults.vanishes_on_reset) {
         fake->is_gone = true;
     }
@@ -302,7 +305,8 @@ static void restart(fake_rom *fake, fake_rom_mode mode) {
                  download ? "2 (UART0_BOOT)" : "c (SPI_FAST_FLASH_BOOT)",
                  download ? "wait uart0 download\r\n" : "entry 0x403cc710\r\n" FAKE_ROM_APP_LOG);
     }
-    send_text(fake, text, fake->now_us + 5000);
+    send_text(fake, last_words, fake->now_us);
+    send_text(fake, text, fake->now_us + 20000);
 }
 
 /* ---- Commands ------------------------------------------------------------------------------------------------------ */
@@ -730,10 +734,7 @@ static void wire_byte(fake_rom *fake, uint8_t byte) {
     uint64_t number = ++fake->bytes_to_chip;
     fake->now_us += byte_us(fake->serial.baud);
     if (number == faults->reset_at) {
-        if (faults->crash_text != NULL) {
-            send_text(fake, faults->crash_text, fake->now_us);
-        }
-        restart(fake, faults->reset_into);
+        restart(fake, faults->reset_into, faults->crash_text != NULL ? faults->crash_text : "");
         return;
     }
     if (number == faults->drop_in) {
@@ -757,7 +758,7 @@ static void look_at_strap(fake_rom *fake) {
         bool usb = fake->options.usb_vid == 0x303A;
         bool download = usb ? fake->latched_download : fake->dtr && !fake->rts;
         fake->is_rising = false;
-        restart(fake, download && !fake->faults.strap_high ? FAKE_ROM_ROM : FAKE_ROM_APP);
+        restart(fake, download && !fake->faults.strap_high ? FAKE_ROM_ROM : FAKE_ROM_APP, "");
     }
 }
 

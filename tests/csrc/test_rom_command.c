@@ -161,7 +161,8 @@ TEST(an_unknown_opcode_is_refused_under_another_one) {
     ota_rom_reply reply;
     ota_rom_get_security_info(&r);
     CHECK_EQ(DECODE(&r, "\x01\x08\x04\0\x07\x07\x12\x20\x01\x05\0\0", &reply), OTA_ROM_UNSUPPORTED);
-    CHECK_EQ(DECODE(&r, "\x01\x08\x04\0\x07\x07\x12\x20\0\x05\0\0", &reply), OTA_ROM_FOREIGN); /* a late reply to SYNC */
+    CHECK_EQ(DECODE(&r, "\x01\x08\x04\0\x07\x07\x12\x20\0\x05\0\0", &reply),
+             OTA_ROM_FOREIGN); /* a late reply to SYNC */
     CHECK_EQ(DECODE(&r, "\x01\x14\x02\0\0\0\0\0\xFF\0", &reply), OTA_ROM_REPLY);
     CHECK_EQ(reply.status, 0xFF);
 }

@@ -105,8 +105,9 @@ TEST(boot_messages_are_understood_in_any_slices) {
         read_log("ets Jul 29 2019 12:21:46\r\n\r\nrst:0x1 (POWERON_RESET),boot:0xf (UART_BOOT(UART0))\r\n", step);
         CHECK(boot.has_boot_mode && boot.is_download && boot.boots == 1 && !boot.waits_for_download);
         CHECK(boot.chip == ota_chip_by_id(OTA_CHIP_ESP32));
-        read_log("rst:0x1 (POWERON_RESET),boot:0x3 (DOWNLOAD_BOOT(UART0/UART1/SDIO_REI_REO_V2))\r\nwaiting for download\r\n",
-                 step);
+        read_log(
+            "rst:0x1 (POWERON_RESET),boot:0x3 (DOWNLOAD_BOOT(UART0/UART1/SDIO_REI_REO_V2))\r\nwaiting for download\r\n",
+            step);
         CHECK(boot.has_boot_mode && boot.is_download && boot.waits_for_download);
         read_log("ESP-ROM:esp32s3-20210327\r\nBuild:Mar 27 2021\r\nrst:0x1 (POWERON),boot:0x8 (SPI_FAST_FLASH_BOOT)\r\n"
                  "rst:0x3 (RTC_SW_SYS_RST),boot:0x8 (SPI_FAST_FLASH_BOOT)\r\n",

@@ -70,8 +70,9 @@ TEST(sequences_parse_and_say_what_is_wrong) {
     for (size_t i = 0; i < sizeof good / sizeof good[0]; i++) {
         CHECK_EQ(ota_rom_sequence_check(good[i]), OTA_OK);
     }
-    static const char *const bad[] = {"",    "D",    "D2",   "X0",   "D0R1",     "D0||R1", "U1",    "U1,",     "U1,2",
-                                      "U10", "W",    "W.",   "W10.1", "W99999999999999", "W1.2.3", "D0|W-1", "|D0", "D0 |R1"};
+    static const char *const bad[] = {"",       "D",      "D2",  "X0",    "D0R1", "D0||R1", "U1",
+                                      "U1,",    "U1,2",   "U10", "W",     "W.",   "W10.1",  "W99999999999999",
+                                      "W1.2.3", "D0|W-1", "|D0", "D0 |R1"};
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         CHECK_EQ(ota_rom_sequence_check(bad[i]), OTA_ERR_ARGUMENT);
     }
@@ -91,7 +92,8 @@ TEST(sequences_parse_and_say_what_is_wrong) {
 TEST(the_way_in_follows_from_port_and_try) {
     defaults();
     options.serial = &serial;
-    CHECK(strcmp(ota_rom_enter_sequence(&options, OTA_FLASHER_LINK_UART, 0), "U0,0|U1,1|U0,1|W0.1|U1,0|W0.05|U0,0|D0") == 0);
+    CHECK(strcmp(ota_rom_enter_sequence(&options, OTA_FLASHER_LINK_UART, 0),
+                 "U0,0|U1,1|U0,1|W0.1|U1,0|W0.05|U0,0|D0") == 0);
     CHECK(strstr(ota_rom_enter_sequence(&options, OTA_FLASHER_LINK_UART, 1), "W0.55") != NULL);
     CHECK(ota_rom_enter_sequence(&options, OTA_FLASHER_LINK_UART, 2)[0] == 'D');
     CHECK(ota_rom_enter_sequence(&options, OTA_FLASHER_LINK_UART, 4)[0] == 'U');
@@ -277,9 +279,14 @@ TEST(the_pads_of_flash_in_the_package_are_passed_on) {
 }
 
 static uint8_t text[0x1801], data[5];
-static const ota_flasher_stub s3_stub = {
-    .name = "esp32s3", .entry = 0x403795A8, .text_start = 0x40378000, .text = text, .text_len = sizeof text,
-    .data_start = 0x3FCB2DC4, .data = data, .data_len = sizeof data};
+static const ota_flasher_stub s3_stub = {.name = "esp32s3",
+                                         .entry = 0x403795A8,
+                                         .text_start = 0x40378000,
+                                         .text = text,
+                                         .text_len = sizeof text,
+                                         .data_start = 0x3FCB2DC4,
+                                         .data = data,
+                                         .data_len = sizeof data};
 
 static void to_the_stub(uint32_t flags) {
     defaults();
@@ -323,9 +330,11 @@ TEST(a_stub_is_uploaded_segment_by_segment_and_again_after_a_bad_block) {
     CHECK_EQ(ota_load_u32le(action.request->head + 4), 0x403795A8);
     silence(); /* a reply that is not sent is no error */
     CHECK_EQ(next_command(), 0x100);
-    ota_rom_loader_tell(&loader, &(ota_rom_result){.is_answered = true, .frame = (const uint8_t *)"late", .frame_len = 4});
+    ota_rom_loader_tell(&loader,
+                        &(ota_rom_result){.is_answered = true, .frame = (const uint8_t *)"late", .frame_len = 4});
     CHECK_EQ(next_command(), 0x100);
-    ota_rom_loader_tell(&loader, &(ota_rom_result){.is_answered = true, .frame = (const uint8_t *)"OHAI", .frame_len = 4});
+    ota_rom_loader_tell(&loader,
+                        &(ota_rom_result){.is_answered = true, .frame = (const uint8_t *)"OHAI", .frame_len = 4});
     CHECK_EQ(next_command(), OTA_ROM_READ_REG);
     CHECK(loader.info.is_stub && loader.stub_uploads == 1);
 }
@@ -374,6 +383,12 @@ TEST(a_flash_chip_that_does_not_answer_is_told) {
     CHECK_EQ(action.request->head_len, 7 * 16);
     value(0);
     CHECK_EQ(next_command(), OTA_ROM_READ_REG);
+    for (int i = 1; i < 3; i++) { /* asked again */
+        value(i == 1 ? 0xFFFFFFFF : 0);
+        CHECK_EQ(next_command(), OTA_ROM_WRITE_REG);
+        value(0);
+        CHECK_EQ(next_command(), OTA_ROM_READ_REG);
+    }
     value(0xFFFFFFFF);
     CHECK_EQ(next_command(), -OTA_ERR_CHIP_PROTOCOL);
     CHECK(strstr(error.text, "FFFFFF") != NULL);

@@ -24,7 +24,11 @@ static size_t random_below(size_t n) {
     return (size_t)(random_state >> 33) % n;
 }
 
-enum { WHOLE, BYTES, SLICES };
+enum {
+    WHOLE,
+    BYTES,
+    SLICES
+};
 
 static trace decode(const uint8_t *bytes, size_t len, size_t capacity, int how) {
     trace t = {.len = 0};

@@ -322,7 +322,15 @@ static ota_status exchange(ota_flasher *flasher, const ota_rom_request *request,
             flasher->exchange.reply = reply;
             flasher->exchange.reply.data = flasher->exchange.buf;
         }
-        if (what->is_answered || what->has_restarted || i == repeats) {
+        /* What all chips know can be asked again: a bit of the opcode flipped on the way. */
+        bool is_misheard = what->is_unsupported && i < repeats && request->op != OTA_ROM_GET_SECURITY_INFO;
+        if (is_misheard) {
+            errnum = drain(flasher, OTA_ROM_DRAIN_MS);
+            if (errnum != 0) {
+                return port_failed(flasher, errnum, name, error);
+            }
+        }
+        if ((what->is_answered && !is_misheard) || what->has_restarted || i == repeats) {
             break;
         }
         ota_rom_exchange_end(&flasher->exchange);

@@ -79,6 +79,7 @@ enum {
 #define RATE_PAUSE_MS 50
 #define REPEATS 2
 #define MEM_TRIES 3
+#define ID_TRIES 3
 #define GREETING_FRAMES 8 /* late replies that may come before the greeting */
 
 #define ESP32_CALIBRATION 0x3FF5F06Cu     /* REG: cycles of the 8 MHz oscillator, bits 31:7 */
@@ -834,6 +835,7 @@ static bool ask(ota_rom_loader *loader, ota_rom_action *action) {
             loader->state = PARAMS;
             return false;
         }
+        loader->tries = 0;
         read_reg(loader, action, loader->chip->spi_base + loader->chip->spi_usr);
         return true;
     case USR2:
@@ -988,6 +990,11 @@ static void hear_clock(ota_rom_loader *loader, const ota_rom_result *result) {
 static void hear_id(ota_rom_loader *loader, uint32_t id) {
     ota_flasher_info *info = &loader->info;
     id &= 0xFFFFFF;
+    bool is_dead = id == 0 || id == 0xFFFFFF;
+    if (is_dead && ++loader->tries < ID_TRIES) {
+        loader->state = RDID;
+        return;
+    }
     info->flash_id = id;
     if (info->facts.is_known && info->facts.flash_id != id) {
         forget_facts(loader); /* another device after all: ask for what was believed */
@@ -997,7 +1004,7 @@ static void hear_id(ota_rom_loader *loader, uint32_t id) {
     }
     uint64_t size =
         info->facts.is_known && info->facts.flash_size != 0 ? info->facts.flash_size : ota_chip_flash_size(id);
-    if (loader->options->flash_size == 0 && (id == 0 || id == 0xFFFFFF)) {
+    if (loader->options->flash_size == 0 && is_dead) {
         char text[80];
         snprintf(text, sizeof text, "the flash chip does not answer: its id reads %06lX", (unsigned long)id);
         fail(loader, OTA_ERR_CHIP_PROTOCOL, id, text);
