@@ -169,6 +169,21 @@ TEST(twenty_commands_are_enough_up_to_the_first_data) {
     }
 }
 
+TEST(an_esp32_that_nobody_names_needs_one_command_more) {
+    static const char *const names[] = {"auto", "esp32"};
+    for (size_t i = 0; i < 2; i++) {
+        bench b;
+        set_up(&b, (fake_rom_options){.chip_id = 0, .starts = FAKE_ROM_ROM}, true);
+        b.options.before = OTA_FLASHER_NO_RESET;
+        b.options.baud = 921600;
+        b.options.chip = names[i];
+        OK(connect(&b));
+        OK(ota_flasher_write_begin(b.flasher, &(ota_flasher_write){.offset = 0x10000, .size = 1}, &b.error));
+        CHECK_EQ(ota_flasher_get_counts(b.flasher).commands, i == 0 ? 21 : 20);
+        tear_down(&b);
+    }
+}
+
 TEST(plain_and_deflated_writes_read_back) {
     for (int with_stub = 0; with_stub < 2; with_stub++) {
         for (int deflated = 0; deflated < 2; deflated++) {
@@ -668,6 +683,7 @@ int main(void) {
     prepare();
     RUN(every_chip_is_found_and_flashed_through_rom_and_stub);
     RUN(twenty_commands_are_enough_up_to_the_first_data);
+    RUN(an_esp32_that_nobody_names_needs_one_command_more);
     RUN(plain_and_deflated_writes_read_back);
     RUN(erase_takes_whole_sectors_only_and_no_more);
     RUN(a_program_keeps_what_lies_around_it);

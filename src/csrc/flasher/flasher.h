@@ -169,7 +169,8 @@ ota_status ota_flasher_new(const ota_flasher_options *options, ota_flasher **out
 void ota_flasher_free(ota_flasher **flasher);
 
 /* Enters the boot loader and makes everything ready: reset, SYNC, chip, watchdogs, security, rate, stub, flash id and size. At
- * most 20 commands up to the first data of a write, fewer with facts. Also to be called after an error that broke the session.
+ * most 20 commands up to the first data of a write, fewer with facts (21 for an ESP32 that is not named, was not reset, so that
+ * no boot messages name it, and goes to another rate). Also to be called after an error that broke the session.
  * ERR_CHIP_SILENT: nobody there; the text says what the boot messages told. ERR_CHIP_BOOT_MODE: the chip boots its flash (the
  * strap pin was not low). ERR_CHIP_OTHER: not the chip of options.chip, or one not known. */
 ota_status ota_flasher_connect(ota_flasher *flasher, ota_error *error);
