@@ -630,6 +630,10 @@ def _check(reader: _Reader, config: NodeConfig) -> None:
         reader.fail(
             "[mqtt] reconnect_min_s", mqtt.reconnect_min_s, f"at most reconnect_max_s ({mqtt.reconnect_max_s:g})"
         )
+    if ota.mqtt_default_budget > ota.mqtt_max_budget:
+        reader.fail(
+            "[ota] mqtt_default_budget", ota.mqtt_default_budget, f"at most mqtt_max_budget ({ota.mqtt_max_budget})"
+        )
     if mqtt.alpn is not None and len(mqtt.alpn.encode()) > 255:
         reader.fail("[mqtt] alpn", mqtt.alpn, "a protocol name of at most 255 bytes, or an empty one")
     if ota.timezone is not None:

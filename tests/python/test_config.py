@@ -244,6 +244,10 @@ WRONG: dict[str, tuple[str, str]] = {
     "not TOML": ("[node\n", r"not TOML: .*line 1"),
     "deep": ("a = " + "[" * 5000, r"not TOML"),
     "delays": (MINIMAL.replace("[mqtt]", "[mqtt]\nreconnect_min_s = 200"), r"reconnect_min_s = 200: .*at most"),
+    "budget": (
+        MINIMAL + "[ota]\nmqtt_default_budget = 2000\n",
+        r"mqtt_default_budget = 2000: .*at most mqtt_max_budget",
+    ),
 }
 
 

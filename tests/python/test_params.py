@@ -66,6 +66,10 @@ MISFITS: dict[str, tuple[Callable[[], object], str]] = {
     "value out of bounds": (lambda: Param("P", None, 2, bounds=Bounds(0, 1)), "P: 2, expected 0 to 1"),
     "strings of a number": (lambda: Param("P", None, 1, valid_strs=["a"]), "valid_strs are for strings"),
     "none of its strings": (lambda: Param("P", None, "b", valid_strs=["a"]), "P: 'b', expected one of \"a\""),
+    "type of half a character": (lambda: Param("P", "\ud800", 1), "is no type of parameter P: expected a text"),
+    "ui_type of bytes": (lambda: Param("P", None, 1, ui_type=b"x"), "is no ui_type of parameter P"),  # type: ignore[arg-type]
+    "strings of numbers": (lambda: Param("P", None, "a", valid_strs=["a", 1]), "1 is no string of parameter P"),  # type: ignore[list-item]
+    "model of a device": (lambda: Device("D", None, model="\udfff"), "is no model of D: expected a text"),
     "two of one name": (lambda: Device("D", None, [Param("P", None, 1), Param("P", None, 2)]), "D: two parameters"),
     "no primary": (lambda: Device("D", primary="P"), 'D: no parameter "P" to be the primary'),
     "parameter of another": (lambda: Device("D", None, [lamp()["Power"]]), "D: parameter Power belongs to Lamp"),

@@ -76,12 +76,15 @@ class Param:
         ui_type: str | None = None,
     ) -> None:
         self.name = _name(name, "parameter")
-        self.type = type
+        self.type = _text(type, f"type of parameter {name}")
         self.data_type = data_type or _data_type_of(name, value)
         self.properties = _properties(name, properties)
         self.bounds = bounds
-        self.valid_strs = None if valid_strs is None else tuple(valid_strs)
-        self.ui_type = ui_type
+        if valid_strs is None:
+            self.valid_strs = None
+        else:
+            self.valid_strs = tuple(_text(each, f"string of parameter {name}") or "" for each in valid_strs)
+        self.ui_type = _text(ui_type, f"ui_type of parameter {name}")
         self.device: Device | None = None
         if self.data_type not in _DATA_TYPES:
             self._refuse(f'data type "{self.data_type}", expected one of {", ".join(_DATA_TYPES)}')
@@ -250,9 +253,9 @@ class Device:
         primary: str | None = None,
     ) -> None:
         self.name = _name(name, "device")
-        self.type = type
-        self.subtype = subtype
-        self.model = model
+        self.type = _text(type, f"type of {name}")
+        self.subtype = _text(subtype, f"subtype of {name}")
+        self.model = _text(model, f"model of {name}")
         self.attributes = dict(attributes or {})
         self.primary = primary
         self.write_cb = write_cb
@@ -466,6 +469,13 @@ def _name(name: str, what: str) -> str:
     if not isinstance(name, str) or not 1 <= len(name) <= MAX_NAME or has_surrogate(name):
         raise ArgumentError(f"{_shown(name)} is no name of a {what}: expected a text of 1 to {MAX_NAME} characters")
     return name
+
+
+def _text(text: str | None, what: str) -> str | None:
+    """A text of the node configuration; None: there is none."""
+    if text is not None and (not isinstance(text, str) or has_surrogate(text)):
+        raise ArgumentError(f"{_shown(text)} is no {what}: expected a text")
+    return text
 
 
 def _data_type_of(name: str, value: object) -> str:
