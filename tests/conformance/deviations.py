@@ -332,6 +332,10 @@ def _nonsense(context: Context, message: Message, theirs: list[Observation]) -> 
         flow = flow_of(theirs, str(message.job_id))
         if flow.wrong is not None and flow.line != "":  # an application callback may report nothing
             return True
+        if flow.line.startswith("A") and not any(
+            one.kind == "event" and (one.data["event"], one.data["data"]) == ("STARTING", None) for one in theirs
+        ):
+            return True
     config = context.config(message.boot)
     usual = {FETCH_DELAY_S, 10.0, PUBACK_S, *RETRY_S, config["retry_delay_minutes"] * 60.0}
     return any(
@@ -1403,8 +1407,21 @@ def first_batch(context: Context) -> None:
         bitmap, own = theirs["b"] or "", ours["b"] or ""
         if not own or not bitmap.startswith(own) or len(bitmap) != -(-theirs["n"] // 8) * 2:
             continue
-        if ours["n"] == -(-size // ours["l"]) - ours["o"] < theirs["n"]:
+        if theirs["n"] != context.config(missing.seen.boot).get("mqtt_blocks_per_request", 16):
+            continue
+        if ours["n"] == -(-size // ours["l"]) - ours["o"] < theirs["n"] and _is_of_first_batch(context, missing.seen):
             context.explain("Q33", missing, extra)
+
+
+def _is_of_first_batch(context: Context, request: Observation) -> bool:
+    """Whether the reference asked for no other blocks before, since it subscribed."""
+    for seen in reversed(context.reference[: context.reference.index(request)]):
+        if seen.kind == "subscribe":
+            return True
+        asked = seen.data["payload"] if is_request(seen) else {}
+        if asked.get("b") is not None and asked["o"] != request.data["payload"]["o"]:
+            return False
+    return False
 
 
 @rule("Q6", "A job over MQTT without stream id or size is reported as failed at once, with one report of its own.")

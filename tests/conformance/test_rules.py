@@ -401,3 +401,21 @@ def test_a_download_over_mqtt_goes_on_at_the_next_look_at_the_connection(make: M
     for away, kind in ((2.6, "matched"), (2.4, "unmatched"), (3.1, "unmatched")):
         behaviour["reconnect_in"] = away
         assert judged(document, make).kind == kind
+
+
+def test_q33_is_about_the_first_batch(make: MakePlatform) -> None:
+    document = recording("mqtt-success-several-requests")
+    assert judged(document, make).kind == "matched"
+    asked = [one for one in document["trace"] if "b" in one.get("cbor", {})][-1]
+    assert (asked["cbor"]["o"], asked["cbor"]["n"]) == (8, 2)
+    asked["cbor"]["n"] = 4
+    asked["payload_hex"] = asked["payload_hex"][:-2] + "04"
+    assert judged(document, make).kind == "unmatched"
+
+
+@pytest.mark.parametrize("name", ["mqtt-blocks-of-256", "mqtt-chip-revision-not-checked", "mqtt-job-negative-size"])
+def test_a_job_that_goes_another_way_starts_all_the_same(make: MakePlatform, name: str) -> None:
+    document = recording(name)
+    start = next(one for one in document["trace"] if one["kind"] == "event" and one["event"] == "STARTING")
+    document["trace"].remove(start)
+    assert judged(document, make).kind == "unmatched"
