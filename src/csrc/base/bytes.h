@@ -1,7 +1,8 @@
-/* Little-endian load and store, CRC-32, and small helpers for untrusted lengths. Header only where it is hot. */
+/* Little-endian load and store, CRC-32, names of chips, and small helpers for untrusted lengths. Header only where it is hot. */
 #ifndef OTA_BASE_BYTES_H
 #define OTA_BASE_BYTES_H
 
+#include <ctype.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -49,6 +50,22 @@ static inline uint64_t ota_round_up(uint64_t value, uint64_t unit) {
 
 static inline uint64_t ota_round_down(uint64_t value, uint64_t unit) {
     return value & ~(unit - 1);
+}
+
+/* Whether two names of chips are the same: "ESP32-C3" and "esp32c3" are; case and hyphens do not count. */
+static inline bool ota_same_chip_name(const char *a, const char *b) {
+    for (;;) {
+        a += *a == '-';
+        b += *b == '-';
+        if (tolower((unsigned char)*a) != tolower((unsigned char)*b)) {
+            return false;
+        }
+        if (*a == '\0') {
+            return true;
+        }
+        a++;
+        b++;
+    }
 }
 
 /* CRC-32 as zlib computes it (reflected 0xEDB88320, final inversion), continued from `crc`. Start from 0 for the common

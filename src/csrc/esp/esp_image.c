@@ -14,7 +14,6 @@
  * Fed byte by byte or all at once, the checker ends in the same state with the same error. */
 #include "esp/esp_image.h"
 
-#include <ctype.h>
 #include <string.h>
 
 #include <openssl/evp.h>
@@ -62,25 +61,9 @@ const ota_esp_chip *ota_esp_chip_by_id(uint32_t id) {
     return NULL;
 }
 
-/* Whether the names are the same when case and hyphens do not count. */
-static bool same_name(const char *a, const char *b) {
-    for (;;) {
-        a += *a == '-';
-        b += *b == '-';
-        if (tolower((unsigned char)*a) != tolower((unsigned char)*b)) {
-            return false;
-        }
-        if (*a == '\0') {
-            return true;
-        }
-        a++;
-        b++;
-    }
-}
-
 const ota_esp_chip *ota_esp_chip_by_name(const char *name) {
     for (size_t i = 0; i < sizeof chips / sizeof chips[0]; i++) {
-        if (same_name(chips[i].name, name)) {
+        if (ota_same_chip_name(chips[i].name, name)) {
             return &chips[i];
         }
     }

@@ -1,7 +1,7 @@
 /* The table of chips; see chip.h. */
 #include "flasher/chip.h"
 
-#include <ctype.h>
+#include "base/bytes.h"
 
 /* SPI controllers of the ESP32 and of all later chips: offsets of user, user1, user2, mosi_dlen, miso_dlen, w0. */
 #define SPI_OLD                                                                                                        \
@@ -214,25 +214,9 @@ const ota_chip *ota_chip_by_id(uint32_t id) {
     return NULL;
 }
 
-/* Whether the names are the same when case and hyphens do not count. */
-static bool same_name(const char *a, const char *b) {
-    for (;;) {
-        a += *a == '-';
-        b += *b == '-';
-        if (tolower((unsigned char)*a) != tolower((unsigned char)*b)) {
-            return false;
-        }
-        if (*a == '\0') {
-            return true;
-        }
-        a++;
-        b++;
-    }
-}
-
 const ota_chip *ota_chip_by_name(const char *name) {
     for (size_t i = 0; i < COUNT; i++) {
-        if (same_name(name, chips[i].name)) {
+        if (ota_same_chip_name(name, chips[i].name)) {
             return &chips[i];
         }
     }
