@@ -14,6 +14,7 @@ cdef extern from "base/status.h" nogil:
     enum:
         OTA_STAGE_SOURCE
         OTA_STAGE_TARGET
+        OTA_STAGE_HEADER
     enum:
         OTA_OK
         OTA_DONE
@@ -710,6 +711,7 @@ cdef extern from "sink/sink_serial.h" nogil:
         uint64_t resumed_at
         uint64_t phase_ms[1]  # OTA_SERIAL_PHASES
     ota_status ota_sink_serial_new(const ota_sink_serial_options *options, ota_sink **out, ota_error *error)
+    bint ota_sink_serial_exclude(ota_sink *sink, size_t device, const ota_error *error)
     void ota_sink_serial_announce(ota_sink *sink, const uint8_t *sha256, const uint8_t *md5)
     bint ota_sink_serial_get_result(ota_sink *sink, size_t device, ota_sink_serial_result *result)
     void ota_sink_serial_get_store_counts(ota_sink *sink, ota_image_store_counts *counts)

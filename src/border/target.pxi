@@ -615,6 +615,22 @@ cdef class SerialSink(Sink):
             second = digest_bytes("md5", md5, 16)
         ota_sink_serial_announce(self.ptr, first, second)
 
+    def exclude(self, size_t index, error):
+        """Before the installation: that chip takes no part, and this error (an OtaError) is what became of it."""
+        cdef ota_error cause
+        cdef size_t count = 0
+        cdef const ota_status_info *rows = ota_status_table(&count)
+        cdef ota_status status = OTA_ERR_REJECTED
+        clear_error(&cause)
+        text = str(error).encode("utf-8", "replace")
+        name = error.status.encode("ascii")
+        for i in range(count):
+            if rows[i].status < 0 and <bytes>rows[i].name == name:
+                status = rows[i].status
+        ota_error_set(&cause, status, OTA_STAGE_HEADER, error.offset, error.device_code, "%s", <const char *>text)
+        if not ota_sink_serial_exclude(self.ptr, index, &cause):
+            raise _errors.StateError("too late, or no such chip", stage="sink")
+
     def results(self):
         """What became of each chip, in the order given; from any thread, also while they are written.
 

@@ -140,11 +140,18 @@ TEST(reads_are_kept_until_something_is_written) {
 }
 
 TEST(an_update_reaches_the_chip_with_and_without_a_stub) {
+    ota_esp_image_header header;
+    ota_esp_app_descriptor app;
     for (int with_stub = 0; with_stub < 2; with_stub++) {
         begin_test(with_stub != 0);
+        CHECK_EQ(open_target(), OTA_OK);
+        CHECK_EQ(ota_esp_target_describe(target, 1, &header, &app, &error), OTA_OK);
+        CHECK(strcmp(app.version, "0.5.0") == 0);
         CHECK_EQ(update(), OTA_OK);
         CHECK(error.status == OTA_OK || puts(error.text) < 0);
         CHECK_MEM(rom.flash + CHIP_OTA_1, image, CHIP_IMAGE_SIZE);
+        CHECK_EQ(ota_esp_target_describe(target, 1, &header, &app, &error), OTA_OK);
+        CHECK(strcmp(app.version, "2.0.0") == 0); /* what was known of the slot is not told any more */
         CHECK_EQ(boots(), 1);
         CHECK_EQ(rom.lost_frames, 0);
         end_test();

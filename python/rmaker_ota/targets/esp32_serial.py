@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 from rmaker_ota import ota_core
@@ -34,6 +34,9 @@ from rmaker_ota.flasher.stubs import StubSet, find_stubs
 from rmaker_ota.records import dataclass
 from rmaker_ota.targets.base import AppDescription, BootReport, BootState, Slot
 from rmaker_ota.targets.esp32 import Esp32Target
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 log = logging.getLogger(__name__)
 
@@ -161,6 +164,8 @@ class ChipPort:
         self.stubs: StubSet = find_stubs(stub)
         path, self.port = resolve_port(port, sysfs_root=sysfs_root, dev_root=dev_root)
         folder = None if cache == "none" else Path(cache) if cache else cache_folder()
+        self.cache = folder
+        """Where what is learned is kept; None: nowhere."""
         self._facts = FactsFile(self.port.device_key if self.port is not None else None, folder)
         wanted = DEFAULT_BAUD if baud is None else baud
         self.flasher = ota_core.Flasher(
@@ -221,6 +226,26 @@ class ChipPort:
 
     def close(self) -> None:
         self.flasher.close()
+
+
+IMAGES_KEPT = 8
+"""Compressed images in the cache; those that were made longest ago go first."""
+
+
+def image_cache(folder: Path | None) -> Path | None:
+    """The folder for compressed images below the cache's, made and with room for one more; None: there is none."""
+    if folder is None:
+        return None
+    images = folder / "images"
+    try:
+        images.mkdir(mode=0o700, parents=True, exist_ok=True)
+        kept = sorted(images.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+        for path in kept[: max(0, len(kept) - IMAGES_KEPT + 1)]:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        log.info("no cache for images in %s: %s", images, error)
+        return None
+    return images
 
 
 @dataclass(frozen=True, slots=True)
@@ -580,19 +605,31 @@ class Esp32SerialTarget(Esp32Target):
 
     def open_sink(self, slot: Slot, *, activate: bool = True) -> ota_core.Sink:
         with self._lock:
-            name = self._name(slot)
-            sink = ota_core.SerialSink(
-                [(self.esp, name)],
-                activate=activate,
-                skip_identical=self._skip,
-                sector_diff=self._diff,
-                pre_erase=self._pre_erase,
-                reconnects=self._reconnects,
-                reopen_ms=self._reopen_ms,
-            )
-            self._fresh = name if activate else None
-            self._known = self._remember(self.esp.running, self._entries())
+            sink = ota_core.SerialSink([self.sink_place(slot)], activate=activate, **self.sink_options())
+            self.expect_image(slot, activate=activate)
             return sink
+
+    def sink_place(self, slot: Slot) -> tuple[ota_core.EspTarget, str]:
+        """What stands for a slot of this chip in a `SerialSink`. Holds the chip. Raises ArgumentError: no such slot."""
+        with self._lock:
+            return self.esp, self._name(slot)
+
+    def sink_options(self) -> dict[str, Any]:
+        """How a `SerialSink` is to write, as the options say."""
+        return {
+            "skip_identical": self._skip,
+            "sector_diff": self._diff,
+            "pre_erase": self._pre_erase,
+            "reconnects": self._reconnects,
+            "reopen_ms": self._reopen_ms,
+            "cache_dir": image_cache(self._port.cache),
+        }
+
+    def expect_image(self, slot: Slot, *, activate: bool) -> None:
+        """A sink was made for the slot: from now on what is known answers, and a restart will run another image."""
+        with self._lock:
+            self._fresh = self._name(slot) if activate else None
+            self._known = self._remember(self.esp.running, self._entries())
 
     def set_boot(self, slot: Slot) -> None:
         with self._lock:
