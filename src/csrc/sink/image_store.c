@@ -577,7 +577,7 @@ static bool compress_step(ota_image_stream *stream) {
     }
     bool complete;
     uint64_t available = ota_image_store_available(store, &complete);
-    uint64_t end = stream->end != OTA_SIZE_UNKNOWN ? stream->end : complete ? available : OTA_SIZE_UNKNOWN;
+    uint64_t end = stream->end != OTA_SIZE_UNKNOWN ? stream->end : complete ? available : store->announced;
     uint64_t at = stream->start + stream->consumed;
     uint64_t until = available < end ? available : end;
     uint64_t take = until > at ? until - at : 0;
