@@ -14,6 +14,9 @@ from rmaker_ota.install import ImagePolicy, InstallOptions
 from rmaker_ota.targets.base import Target
 from rmaker_ota.targets.esp32_fleet import ChipResult, Esp32Fleet, install_fleet
 from tests.flows.test_esp32_serial import Bench, image
+from tests.sim.esp_chip import Fault
+from tests.sim.esp_chip.faults import LOSE_REPLY
+from tests.sim.esp_chip.opcodes import FLASH_DEFL_DATA
 
 
 @pytest.fixture
@@ -91,11 +94,13 @@ def test_an_image_that_is_there_is_not_written_again_and_a_kept_stream_is_used(b
 
 def test_a_cancel_ends_all_and_the_old_images_run(bench: Bench) -> None:
     chips = [bench.chip(), bench.chip()]
+    for chip in chips:  # both wait for an answer that does not come
+        chip.faults.add(Fault(LOSE_REPLY, FLASH_DEFL_DATA))
     targets = [bench.target(chip) for chip in chips]
     cancel = threading.Event()
 
     def progress(now: object, each: tuple[ChipResult, ...]) -> None:
-        if any(chip.phase == "writing" for chip in each):
+        if all(chip.phase == "writing" for chip in each):
             cancel.set()
 
     options = InstallOptions(progress_interval_s=0.01)
