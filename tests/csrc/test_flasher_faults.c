@@ -146,6 +146,11 @@ static ota_status suffer(bench *b, const char *fault, uint64_t n) {
     return status;
 }
 
+/* Of faults at neighbouring places every seventh is tried, all of them when RMAKER_OTA_EVERY_FAULT is set (a minute). */
+static unsigned thin(void) {
+    return getenv("RMAKER_OTA_EVERY_FAULT") != NULL ? 1 : 7;
+}
+
 TEST(every_call_of_the_port_may_fail) {
     static const int errnums[] = {ENODEV, EIO, ETIMEDOUT, ECANCELED};
     static const ota_status statuses[] = {OTA_ERR_SERIAL_LOST, OTA_ERR_SYSTEM, OTA_ERR_CHIP_SILENT, OTA_ERR_CANCELLED};
@@ -153,12 +158,12 @@ TEST(every_call_of_the_port_may_fail) {
                                                OTA_FLASHER_STOPPED};
     for (size_t e = 0; e < 4; e++) {
         for (int with_stub = 0; with_stub < 2; with_stub++) {
-            uint64_t n = 0;
+            uint64_t n = 1;
             ota_status status;
             do {
                 bench b;
                 set_up(&b, with_stub, true);
-                b.fake.faults.fail_call = ++n;
+                b.fake.faults.fail_call = n;
                 b.fake.faults.fail_errnum = errnums[e];
                 status = suffer(&b, "call", n);
                 if (b.fake.calls >= n) {
@@ -169,6 +174,7 @@ TEST(every_call_of_the_port_may_fail) {
                     recover(&b);
                 }
                 tear_down(&b);
+                n += e == 0 ? 1 : thin();
             } while (status != OTA_OK && n < 10000);
             CHECK(n > 50 && n < 10000);
         }
@@ -200,7 +206,7 @@ static void everywhere(bool with_stub, bool deflated, fake_rom_mode reset_into, 
     for (int kind = 0; kind < KINDS; kind++) {
         unsigned ended_well = 0, runs = 0;
         uint64_t last = kind == LOST_REPLY ? replies : kind >= 4 && kind != RESET ? out : in;
-        unsigned stride = kind == LOST_REPLY ? 1 : last == out ? step / 16 : step;
+        unsigned stride = kind == LOST_REPLY ? 1 : (last == out ? step / 16 : step) * thin();
         for (uint64_t n = 1; n <= last; n += stride) {
             set_up(&b, with_stub, deflated);
             set_fault(&b.fake.faults, kind, n);
@@ -235,7 +241,7 @@ TEST(every_byte_up_to_the_first_data_may_be_hurt) {
     tear_down(&b);
     unsigned ended_well = 0, runs = 0;
     for (int kind = 0; kind < RESET; kind++) {
-        for (uint64_t n = 1; n <= (kind < 4 ? in : out); n++) {
+        for (uint64_t n = 1; n <= (kind < 4 ? in : out); n += thin()) {
             set_up(&b, false, true);
             set_fault(&b.fake.faults, kind, n);
             ota_status status = ota_flasher_connect(b.flasher, &b.error);
